@@ -15,7 +15,6 @@ from nbdev.test import nb_test_cells
 
 from sag.runs import RunError, run
 
-
 def pytest_addoption(parser):
     parser.addoption('--flags', default='', help="directives whose cells are to run too, such as 'slow gpu'")
 
@@ -80,6 +79,6 @@ class Run(pytest.Item):
         with tempfile.TemporaryDirectory() as dest, working_directory(self.path.parent): run(self.path, dest)
 
     def repr_failure(self, excinfo):
-        return str(excinfo.value.__context__) if excinfo.errisinstance(RunError) else super().repr_failure(excinfo)
+        return f'{excinfo.value}\n{excinfo.value.__context__}' if excinfo.errisinstance(RunError) else super().repr_failure(excinfo)
 
     def reportinfo(self): return self.path, None, self.name

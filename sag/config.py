@@ -6,14 +6,14 @@
 __all__ = ['demo', 'smoke', 'released', 'presets', 'group_presets', 'Encoders', 'SaGConfig', 'Data', 'Recipe', 'change',
            'model_config', 'to_json', 'from_json', 'recipe', 'project_root', 'shared']
 
-# %% ../nbs/00_config.ipynb #575b215d
+# %% ../nbs/00_config.ipynb #344ee11b
 import json, os
 from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-# %% ../nbs/00_config.ipynb #9e9c2b47
+# %% ../nbs/00_config.ipynb #f3700828
 @dataclass(frozen=True)
 class Encoders:
     "The backbones: any timm model, any transformers text encoder (paper section 3.1)"
@@ -36,7 +36,7 @@ class Encoders:
     max_text_length: int = 0 # tokens with [CLS] and [SEP] (0: as many as the encoder takes)
     freeze_text: bool = False # keep the text encoder as it is
 
-# %% ../nbs/00_config.ipynb #317f3950
+# %% ../nbs/00_config.ipynb #9a79a2d9
 @dataclass(frozen=True)
 class SaGConfig(Encoders):
     "What a model is: the encoders, then shatter, gather and reconstruct (paper sections 3.2 to 3.4)"
@@ -61,7 +61,7 @@ class SaGConfig(Encoders):
         "K = K_g · K_s"
         return self.groups * self.slots_per_group
 
-# %% ../nbs/00_config.ipynb #cc25239b
+# %% ../nbs/00_config.ipynb #3f8976f6
 @dataclass(frozen=True)
 class Data(SaGConfig):
     "Where expressions and photos come from"
@@ -77,7 +77,7 @@ class Data(SaGConfig):
     feature_dir: str = 'data/features' # where cached features lie
     workers: int = 0 # processes that decode photos
 
-# %% ../nbs/00_config.ipynb #59021121
+# %% ../nbs/00_config.ipynb #1f5ad381
 @dataclass(frozen=True)
 class Recipe(Data):
     "A training, complete: model, data and optimisation (paper section 4.1)"
@@ -86,7 +86,7 @@ class Recipe(Data):
     steps: int = 0 # optimisation steps (0: from `epochs`)
     lr: float = 1e-5 # learning rate of AdamW
     image_lr: float = 1e-6 # of the image backbone
-    text_lr: float = 1e-5 # of the text backbone
+    text_lr: float = 1e-5 # of the text encoder
     weight_decay: float = 1e-4 # of AdamW
     clip: float = .1 # largest gradient norm
     warmup: int = 5000 # iterations of warm-up, after which the cosine begins
@@ -99,7 +99,7 @@ class Recipe(Data):
     evaluate_every: int = 0 # steps between looks at `val_split` (0: only at the end)
     val_photos: int = 200 # photos of `val_split` looked at while training
 
-# %% ../nbs/00_config.ipynb #df443c2b
+# %% ../nbs/00_config.ipynb #84159e45
 def change(
     recipe: Recipe, # the recipe to start from
     **changes: Any, # fields to set
@@ -110,9 +110,9 @@ def change(
         if name not in known:
             near = get_close_matches(name, known, 1)
             raise TypeError(f"no field is called {name!r}" + (f"; did you mean {near[0]!r}?" if near else f"; the fields are {', '.join(known)}"))
-    return replace(recipe, **changes)
+    return replace(recipe, **{k: tuple(v) if isinstance(v, list) else v for k, v in changes.items()}) # JSON and papermill have no tuples
 
-# %% ../nbs/00_config.ipynb #fe6c2918
+# %% ../nbs/00_config.ipynb #6ccaad80
 def model_config(
     recipe: SaGConfig, # a recipe, or any config
 ) -> SaGConfig:
@@ -130,10 +130,9 @@ def from_json(
     cls: type = SaGConfig, # the class to build
 ) -> Any:
     "Read `to_json`'s text; an unknown field is a TypeError"
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(text).items()}
-    return change(cls(), **values)
+    return change(cls(), **json.loads(text))
 
-# %% ../nbs/00_config.ipynb #34a6e5f5
+# %% ../nbs/00_config.ipynb #76207bd1
 _tiny_text = dict(model_type='bert', hidden_size=128, num_hidden_layers=2, num_attention_heads=4, intermediate_size=256, max_position_embeddings=32,
                   hidden_dropout_prob=0., attention_probs_dropout_prob=0.)
 demo = Recipe(
@@ -143,7 +142,7 @@ demo = Recipe(
 smoke = change(demo, root='data/smoke', synthetic_args=dict(photos=dict(train=24, val=6, testA=4, testB=4)), steps=4, batch_size=8, warmup=2, evaluate_every=2, dim=32, context_dim=32)
 released = Recipe(precision='fp16', evaluate_every=5000)
 
-# %% ../nbs/00_config.ipynb #d3c5e37f
+# %% ../nbs/00_config.ipynb #3889e182
 presets: dict[str, Recipe] = {
     'demo': demo, 'smoke': smoke,
     'unc': change(released, dataset='refcoco'),
@@ -161,7 +160,7 @@ def recipe(
     if preset not in presets: raise ValueError(f"no preset is called {preset!r}; there are {', '.join(presets)}")
     return change(presets[preset], **changes)
 
-# %% ../nbs/00_config.ipynb #ce710737
+# %% ../nbs/00_config.ipynb #b2383fd1
 def project_root() -> Path:
     "The checkout this package runs from, or the current folder for an installed package"
     here = Path(__file__).resolve().parent.parent if '__file__' in globals() else Path.cwd().parent

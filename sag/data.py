@@ -7,7 +7,7 @@ __all__ = ['load_tokenizer', 'word_tokenizer', 'tokenize', 'pad', 'squash', 'nor
            'groups', 'PhotoTexts', 'drawn', 'pixels', 'item', 'Collate', 'Order', 'Loader', 'loader', 'load_captions',
            'load_refer', 'Expression', 'Expressions']
 
-# %% ../nbs/14_data.ipynb #a860210d
+# %% ../nbs/14_data.ipynb #798eb182
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
@@ -24,10 +24,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from .captions import load_captions
 from .refer import Expression, Expressions, load_refer
 
-# %% ../nbs/14_data.ipynb #e1ebad9b
+# %% ../nbs/14_data.ipynb #80052266
 _all_ = ['load_captions', 'load_refer', 'Expression', 'Expressions']
 
-# %% ../nbs/14_data.ipynb #5e1e01f6
+# %% ../nbs/14_data.ipynb #5341e8bd
 def load_tokenizer(
     name_or_path: str | os.PathLike,  # a name on the hub, such as 'bert-base-uncased', or a folder
 ) -> Any:  # a transformers tokenizer
@@ -37,7 +37,7 @@ def load_tokenizer(
         name = repr(str(name_or_path))
         raise ValueError(f'no tokenizer {name}: neither a folder with tokenizer files nor a name on the hub (or no network): {e}') from e
 
-# %% ../nbs/14_data.ipynb #18c67655
+# %% ../nbs/14_data.ipynb #8cedfa49
 def word_tokenizer(
     sentences: Sequence[str],  # training sentences: their words are the vocabulary
 ) -> PreTrainedTokenizerFast:  # [PAD] is 0; a sentence becomes [CLS] words… [SEP]
@@ -51,25 +51,26 @@ def word_tokenizer(
     t.post_processor = processors.TemplateProcessing(single='[CLS] $A [SEP]', special_tokens=[('[CLS]', 2), ('[SEP]', 3)])
     return PreTrainedTokenizerFast(tokenizer_object=t, pad_token='[PAD]', unk_token='[UNK]', cls_token='[CLS]', sep_token='[SEP]')
 
-# %% ../nbs/14_data.ipynb #aba332ab
+# %% ../nbs/14_data.ipynb #5b6f67ae
 def tokenize(
     sentences: Sequence[str],  # expressions
     tokenizer: Any,  # a transformers tokenizer
-    max_length: int | None = None,  # most tokens, [CLS] and [SEP] included; None: no limit
+    max_length: int | None = None,  # most tokens, [CLS] and [SEP] included; None or 0: no limit
     truncate: bool = False,  # cut what is longer; otherwise it is an error
 ) -> list[list[int]]:  # token numbers, [CLS] … [SEP], of each sentence
     "Tokenise sentences, every different one once"
     unique = list(dict.fromkeys(sentences))
     blank = next((s for s in unique if not s.strip()), None)
     if blank is not None: raise ValueError(f'an expression without a word: {blank!r}')
-    cut = dict(truncation=True, max_length=max_length) if truncate and max_length is not None else {}
+    cut = dict(truncation=True, max_length=max_length) if truncate and max_length else {}
     known = dict(zip(unique, tokenizer(unique, return_attention_mask=False, **cut)['input_ids'] if unique else [], strict=True))
-    long = [] if max_length is None else [s for s in unique if len(known[s]) > max_length]
+    long = [s for s in unique if max_length and len(known[s]) > max_length]
     if long: raise ValueError(
         f'an expression of {len(known[long[0]])} tokens ({len(long)} are too long), at most {max_length} are allowed: '
         f'{long[0]!r}. Shorten it, raise max_text_length, or pass truncate=True to cut it.')
     return [known[s] for s in sentences]
 
+# %% ../nbs/14_data.ipynb #b94cc367
 def pad(
     ids: Sequence[Sequence[int]],  # token numbers of T sentences
     pad_id: int = 0,  # the token that fills up
@@ -81,7 +82,7 @@ def pad(
     for i, x in enumerate(ids): input_ids[i, :len(x)], mask[i, :len(x)] = torch.as_tensor(x), 1
     return input_ids, mask
 
-# %% ../nbs/14_data.ipynb #8fdfa213
+# %% ../nbs/14_data.ipynb #d582cf3e
 def squash(
     photo: Image.Image,  # RGB
     image_size: int,  # side of the square, pixels
@@ -105,7 +106,7 @@ def image_transform(
     "What an encoder is given of a photo"
     return lambda photo: normalise(squash(photo, image_size), mean, std)
 
-# %% ../nbs/14_data.ipynb #da497d3b
+# %% ../nbs/14_data.ipynb #6f09bb7b
 @dataclass
 class Batch:
     "B photos with T expressions"
@@ -123,7 +124,7 @@ class Batch:
     def to(self, device: Any) -> 'Batch': return self.map(lambda v: v.to(device, non_blocking=True))
     def pin_memory(self) -> 'Batch': return self.map(torch.Tensor.pin_memory)
 
-# %% ../nbs/14_data.ipynb #13e412c5
+# %% ../nbs/14_data.ipynb #d983faf2
 @dataclass
 class Item:
     "A photo with some of its expressions"
@@ -144,11 +145,10 @@ def groups(
     for i, e in enumerate(expressions): found.setdefault(e.image, []).append(i)
     return list(found.values())
 
-# %% ../nbs/14_data.ipynb #3a4cba35
+# %% ../nbs/14_data.ipynb #c38f4373
 class PhotoTexts(Dataset):
     "Photos with their expressions: item i is a photo and one of its expressions, or several"
-    def __init__(
-        self,
+    def __init__(self,
         expressions: Sequence[Expression],
         tokenizer: Any,  # a transformers tokenizer
         image_size: int = 384,  # side of the squashed photo, pixels
@@ -162,17 +162,16 @@ class PhotoTexts(Dataset):
         seed: int = 0,  # for drawing expressions of a photo
         cache: bool = False,  # keep decoded photos in memory
     ):
-        self.expressions, self.groups, self.epoch = expressions, groups(expressions, group), 0
+        self.expressions, self.groups = expressions, groups(expressions, group)
         self.ids = tokenize([e.sentence for e in expressions], tokenizer, max_length, truncate)
-        self.pad_id, self.image_size, self.mean, self.std = tokenizer.pad_token_id or 0, image_size, mean, std
+        self.pad_id, self.image_size, self.mean, self.std, self.epoch = tokenizer.pad_token_id or 0, image_size, mean, std, 0
         self.texts_per_photo, self.features, self.seed = texts_per_photo, features, seed
         self.kept: dict[Path, torch.Tensor] | None = {} if cache else None
-
     def __len__(self) -> int: return len(self.groups)
     def set_epoch(self, epoch: int) -> None: self.epoch = epoch
     def __getitem__(self, i: int) -> Item: return item(self, i)
 
-# %% ../nbs/14_data.ipynb #a48947e8
+# %% ../nbs/14_data.ipynb #4fe84ced
 def drawn(data: PhotoTexts, i: int) -> list[int]:  # indices of expressions
     "The expressions of item i in this epoch, in their order"
     group, n = data.groups[i], data.texts_per_photo
@@ -193,7 +192,7 @@ def item(data: PhotoTexts, i: int) -> Item:
     if data.features is None: return replace(it, pixels=pixels(data, es[0]))
     return replace(it, features=torch.as_tensor(data.features[it.photo]))
 
-# %% ../nbs/14_data.ipynb #058f8fec
+# %% ../nbs/14_data.ipynb #5e00d538
 @dataclass
 class Collate:
     "Items → a batch"
@@ -212,7 +211,7 @@ class Collate:
             expressions=[e for it in items for e in it.expressions], photos=[it.photo for it in items],
             features=torch.stack(features).float() if features else None)
 
-# %% ../nbs/14_data.ipynb #8fe74488
+# %% ../nbs/14_data.ipynb #3ed6b56d
 class Order(Sampler[int]):
     "Items in an order that depends on (seed, epoch) alone"
     def __init__(
@@ -226,6 +225,7 @@ class Order(Sampler[int]):
         return iter(np.random.default_rng([self.seed, self.epoch]).permutation(self.n).tolist() if self.shuffle else range(self.n))
     def set_epoch(self, epoch: int) -> None: self.epoch = epoch
 
+# %% ../nbs/14_data.ipynb #907c8a62
 class Loader(DataLoader):
     "A DataLoader that tells its order and its data set which epoch it is"
     def set_epoch(self, epoch: int) -> None:
@@ -244,4 +244,4 @@ def loader(
     if drop_last and len(dataset) < batch_size: raise ValueError(
         f'{len(dataset)} items make no batch of {batch_size}: no step would be taken. Lower the batch size, or pass drop_last=False.')
     return Loader(dataset, batch_size, sampler=Order(len(dataset), seed, shuffle), drop_last=drop_last, num_workers=workers,
-                  collate_fn=Collate(dataset.pad_id, dataset.mean, dataset.std))
+                  collate_fn=Collate(dataset.pad_id, dataset.mean, dataset.std), generator=torch.Generator().manual_seed(seed))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SaGOutput', 'load_weights', 'read_pretrained', 'Parts', 'SaG']
 
-# %% ../nbs/24_model.ipynb #aaeec618
+# %% ../nbs/24_model.ipynb #ae1f4d5a
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +25,7 @@ from .files import atomic
 from .gather import Gather
 from .shatter import Shatter, sine_position
 
-# %% ../nbs/24_model.ipynb #8e58840f
+# %% ../nbs/24_model.ipynb #74fb055d
 @dataclass
 class SaGOutput:
     "Everything a forward pass computes; B photos, T expressions, K slots, h×w patches"
@@ -38,7 +38,7 @@ class SaGOutput:
     reconstruction: Tensor | None = None # (B, h·w, C) the decoder's features
     decoder_maps: Tensor | None = None # (B, K, h, w) the decoder's mixing weights
 
-# %% ../nbs/24_model.ipynb #9b80a804
+# %% ../nbs/24_model.ipynb #b825c75a
 def load_weights(
     model: nn.Module, # receives the weights
     state: dict[str, Tensor], # name to tensor
@@ -51,12 +51,13 @@ def load_weights(
     if wrong: raise ValueError(f"{source} does not fit this model: " + '; '.join(wrong[:5]) + (f' and {len(wrong) - 5} more' if len(wrong) > 5 else ''))
     model.load_state_dict(state)
 
-# %% ../nbs/24_model.ipynb #522a38a2
+# %% ../nbs/24_model.ipynb #61e947e2
 def read_pretrained(
     source: str | Path, # folder written by `save_pretrained`, or a hub id
 ) -> tuple[SaGConfig, dict[str, Tensor], Any]: # configuration, weights, tokenizer or None
     "The files of a saved model; missing or foreign ones are named"
-    path = Path(source) if Path(source).exists() else Path(snapshot_download(str(source)))
+    try: path = Path(source) if Path(source).exists() else Path(snapshot_download(str(source)))
+    except (OSError, ValueError) as e: raise FileNotFoundError(f'{source} is neither a folder nor a model that the hub gives us: {e}') from None
     for name in 'config.json', 'model.safetensors':
         if not (path/name).exists(): raise FileNotFoundError(f'{path/name} is missing; {source} is no saved SaG model')
     try: config = from_json((path/'config.json').read_text(encoding='utf-8'))
@@ -65,7 +66,7 @@ def read_pretrained(
     except Exception as e: raise ValueError(f'{path/"model.safetensors"} cannot be read, perhaps cut off while copied: {e}') from e
     return config, state, AutoTokenizer.from_pretrained(path) if (path/'tokenizer_config.json').exists() else None
 
-# %% ../nbs/24_model.ipynb #824f499d
+# %% ../nbs/24_model.ipynb #c719d970
 class Parts(nn.Module):
     "All layers of SaG and how they are saved; what they do is in `SaG`"
     def __init__(self, config: SaGConfig, weights: bool = True):
@@ -90,7 +91,7 @@ class Parts(nn.Module):
         with atomic(path/'config.json') as temp: temp.write_text(to_json(self.config), encoding='utf-8')
         return path
 
-# %% ../nbs/24_model.ipynb #1af90902
+# %% ../nbs/24_model.ipynb #535fbb15
 class SaG(Parts):
     "Shatter and Gather (ICCV 2023): referring image segmentation learned from image–text pairs; `SaG(config)` or `SaG.from_pretrained(path)`"
     def encode_image(self, pixel_values: Tensor | None = None, noise: Tensor | None = None, features: Tensor | None = None) -> SaGOutput:
