@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['SaG', 'SaGConfig', 'load_refer', 'load_captions', 'segment', 'load_released', '__version__']
 
-# %% ../nbs/70_front.ipynb #766ffad3
+# %% ../nbs/70_front.ipynb #e21d9262
 from importlib import import_module
 from typing import Any
 
-# %% ../nbs/70_front.ipynb #450f8913
+# %% ../nbs/70_front.ipynb #33b3ea06
 _rooms = dict(SaG='model', SaGConfig='config', load_refer='data', load_captions='data', segment='predict', load_released='released')
 
 _all_ = ['SaG', 'SaGConfig', 'load_refer', 'load_captions', 'segment', 'load_released', '__version__']

@@ -6,7 +6,7 @@
 __all__ = ['commands', 'positional', 'train', 'typed', 'recipe_options', 'evaluate', 'predict', 'demo', 'results_table', 'docs',
            'parser_of', 'main']
 
-# %% ../nbs/62_cli.ipynb #9488fab3
+# %% ../nbs/62_cli.ipynb #36ea0650
 import json
 import re
 import sys
@@ -21,7 +21,7 @@ from fastcore.script import anno_parser
 
 from .config import Recipe, recipe
 
-# %% ../nbs/62_cli.ipynb #3773ee39
+# %% ../nbs/62_cli.ipynb #b934a9e5
 def train(
     preset: str = 'unc', # starting point: demo, smoke, unc, unc+, gref or refcocog_umd
     dest: str = 'runs/train', # the run's folder
@@ -34,7 +34,7 @@ def train(
     from sag.runs import run
     return run('train', dest, preset=preset, changes=changes, test=test, draws=draws)
 
-# %% ../nbs/62_cli.ipynb #94c84769
+# %% ../nbs/62_cli.ipynb #67be50ba
 def typed(
     kind: type, # of a field
 ) -> Callable[[str], Any]:
@@ -55,9 +55,10 @@ def recipe_options(
     helps = {k: v for cls in reversed(Recipe.__mro__[:-1]) for k, v in docments(cls).items() if v}
     for f in fields(Recipe):
         names = dict.fromkeys(['--' + f.name, '--' + f.name.replace('_', '-')])
-        group.add_argument(*names, dest=f.name, type=typed(f.type), default=SUPPRESS, help=helps[f.name].replace('%', '%%'), metavar=f.type.__name__) # type: ignore[arg-type, union-attr]
+        kind: Any = f.type
+        group.add_argument(*names, dest=f.name, type=typed(kind), default=SUPPRESS, help=helps[f.name].replace('%', '%%'), metavar=kind.__name__)
 
-# %% ../nbs/62_cli.ipynb #5838de1b
+# %% ../nbs/62_cli.ipynb #db2cb16e
 def evaluate(
     model: str, # a run's folder, a hub id or a released .pth.tar
     dataset: str = 'refcoco', # refcoco, refcoco+, refcocog or synthetic; several with commas
@@ -74,7 +75,7 @@ def evaluate(
     model = str(Path(model).resolve()) if Path(model).exists() else model
     return run('evaluate', dest, model=model, dataset=dataset, root=root, split_by=split_by, split=split, draws=draws)
 
-# %% ../nbs/62_cli.ipynb #a722651e
+# %% ../nbs/62_cli.ipynb #5231cc1f
 def predict(
     image: str, # a photo
     expression: str, # what to find, such as "left dog"
@@ -92,7 +93,7 @@ def predict(
     with atomic(path) as temp: overlay(photo, found.masks[0].numpy()).save(temp, format='PNG')
     return path
 
-# %% ../nbs/62_cli.ipynb #079e25e8
+# %% ../nbs/62_cli.ipynb #37d84969
 def demo(
     dest: str = 'runs/demo', # the run's folder
     seed: int = 1, # of weights, order and slot draws
@@ -110,14 +111,15 @@ def results_table(
 ) -> str:
     "The rules' measures as lines of text"
     columns = ['mIoU', 'cIoU', 'Prec@.5', 'pointing']
-    lines = [f"{metrics['expressions']} expressions of {metrics['photos']} photos ({metrics['split']}), {metrics['draws']} slot draws; in %, with 95 % interval over photos\n"]
+    what = f"{metrics['expressions']} expressions of {metrics['photos']} photos ({metrics['split']}), {metrics['draws']} slot draws"
+    lines = [what + '; in %, with 95 % interval over photos\n']
     lines.append(f"{'':14}" + ''.join(f'{c:>22}' for c in columns))
     for rule, m in metrics['rules'].items():
         cells = (f'{m[c]:.1f} [{m[c + " lo"]:.1f}, {m[c + " hi"]:.1f}]' if c in m else '' for c in columns)
         lines.append(f"{'the model' if rule == 'relevance' else rule:14}" + ''.join(f'{c:>22}' for c in cells))
     return '\n'.join(lines)
 
-# %% ../nbs/62_cli.ipynb #c198faee
+# %% ../nbs/62_cli.ipynb #c0e9403c
 def docs(
     dest: str = '_docs', # where the site goes
 ) -> Path:
@@ -125,7 +127,7 @@ def docs(
     from sag.docs import build
     return Path(build(dest))
 
-# %% ../nbs/62_cli.ipynb #0920f1ab
+# %% ../nbs/62_cli.ipynb #4bc7e2c9
 commands: dict[str, Callable] = dict(demo=demo, train=train, evaluate=evaluate, predict=predict, docs=docs)
 positional = dict(evaluate=['model'], predict=['image', 'expression'])
 

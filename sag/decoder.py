@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['Decoder']
 
-# %% ../nbs/23_decoder.ipynb #e7205f71
+# %% ../nbs/23_decoder.ipynb #35315e03
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import SaGConfig
 
-# %% ../nbs/23_decoder.ipynb #78140e70
+# %% ../nbs/23_decoder.ipynb #66d01273
 class Decoder(nn.Module):
-    "Slots (B, K, D) to features (B, N, C) and decoder maps (B, K, N) (paper section 3.4)"
+    "Slots (B, K, D) to features (B, N, C) and decoder maps (B, K, N) (paper, reconstruction loss)"
     def __init__(self, config: SaGConfig, channels: int):
         super().__init__()
         d, n = config.dim, config.decoder_positions

@@ -5,11 +5,10 @@
 # %% auto #0
 __all__ = ['fingerprint', 'Features', 'cache_features']
 
-# %% ../nbs/26_features.ipynb #efa17167
+# %% ../nbs/26_features.ipynb #fc5524aa
 import hashlib
 import json
-import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,7 @@ from .data import image_transform
 from .files import atomic
 from .refer import read_photo
 
-# %% ../nbs/26_features.ipynb #15c25baa
+# %% ../nbs/26_features.ipynb #b1c8469a
 def fingerprint(
     encoder: nn.Module, # its weights count
     config: SaGConfig, # its image settings count
@@ -37,19 +36,20 @@ def fingerprint(
     for p in photos: h.update(f'{p.name} {p.stat().st_size} {p.stat().st_mtime_ns}'.encode())
     return h.hexdigest()[:16]
 
-# %% ../nbs/26_features.ipynb #744c6ed8
-class Features:
+# %% ../nbs/26_features.ipynb #012a1b86
+class Features(Mapping[Path, Tensor]):
     "Cached features by photo: `features[path]` is (N, C), float16"
     def __init__(self, path: Path, photos: Sequence[Path]):
         self.path, self.array, self.index = path, np.load(path, mmap_mode='r'), {p: i for i, p in enumerate(photos)}
 
     def __len__(self) -> int: return len(self.index)
+    def __iter__(self) -> Iterator[Path]: return iter(self.index)
 
     def __getitem__(self, photo: Path) -> Tensor:
         if photo not in self.index: raise KeyError(f'{photo} is not among the {len(self)} photos of {self.path}')
         return torch.from_numpy(np.array(self.array[self.index[photo]]))
 
-# %% ../nbs/26_features.ipynb #c14acc58
+# %% ../nbs/26_features.ipynb #cc10e735
 @torch.no_grad()
 def cache_features(
     encoder: nn.Module, # pixels (B, 3, H, W) to features (B, C, h, w)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Gather']
 
-# %% ../nbs/22_gather.ipynb #5a2e3a14
+# %% ../nbs/22_gather.ipynb #2f794a7c
 import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import Tensor, nn
@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from .config import SaGConfig
 from .shatter import FeedForward, Projections
 
-# %% ../nbs/22_gather.ipynb #7c41a861
+# %% ../nbs/22_gather.ipynb #65283e33
 class Gather(Projections):
-    "Expressions (T, D) attend to slots (B, K, D): joint embeddings (B, T, D) and relevance (B, T, K) (paper section 3.3)"
+    "Expressions (T, D) attend to slots (B, K, D): joint embeddings (B, T, D) and relevance (B, T, K) (paper, modality fusion module)"
     def __init__(self, config: SaGConfig):
         super().__init__(config.dim, config.dim, config.fusion_heads, config.fusion_head_dim, config.dropout)
         self.norm_context, self.ff = nn.LayerNorm(config.dim), FeedForward(config.dim, config.ff_mult)

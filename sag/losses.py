@@ -5,28 +5,28 @@
 # %% auto #0
 __all__ = ['contrastive_loss', 'reconstruction_loss']
 
-# %% ../nbs/30_losses.ipynb #74cf22a3
+# %% ../nbs/30_losses.ipynb #777f0ff2
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .model import SaGOutput
 
-# %% ../nbs/30_losses.ipynb #17d2b73e
+# %% ../nbs/30_losses.ipynb #06e7f44d
 def contrastive_loss(
     out: SaGOutput, # `text` (T, D) and `joint` (B, T, D) are read
     image_of_text: Tensor, # (T,) index of each expression's own photo in the batch
     temperature: float = 1., # τ
 ) -> Tensor: # scalar
-    "Cross entropy over the photos of the batch for each expression, mean over expressions (paper equation 6)"
+    "Cross entropy over the photos of the batch for each expression, mean over expressions (paper, contrastive cycle-consistency loss)"
     assert out.text is not None and out.joint is not None
     scores = torch.einsum('td,btd->tb', out.text.detach(), out.joint)
     return F.cross_entropy(scores/temperature, image_of_text)
 
-# %% ../nbs/30_losses.ipynb #60ac9097
+# %% ../nbs/30_losses.ipynb #74864796
 def reconstruction_loss(
     out: SaGOutput, # `reconstruction` and `features` (B, N, C) are read
 ) -> Tensor: # scalar
-    "Mean squared error between the decoder's features and the backbone's, the latter fixed (paper equation 5)"
+    "Mean squared error between the decoder's features and the backbone's, the latter fixed (paper, reconstruction loss)"
     assert out.reconstruction is not None
     return F.mse_loss(out.reconstruction, out.features.detach())

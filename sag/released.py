@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['unused', 'read_checkpoint', 'our_name', 'our_weights', 'encoder_config', 'released_config', 'load_released']
 
-# %% ../nbs/25_released.ipynb #bf875210
+# %% ../nbs/25_released.ipynb #b9cde574
 import argparse
 import pickle
 import re
@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .config import SaGConfig, shared
+from .config import SaGConfig
 from .model import SaG, load_weights
 
-# %% ../nbs/25_released.ipynb #fc181fc1
+# %% ../nbs/25_released.ipynb #b18506d8
 def read_checkpoint(
     path: str | Path, # a .pth.tar file of the released code
 ) -> dict: # args, epoch, iou, loss, model
@@ -29,28 +29,35 @@ def read_checkpoint(
         with torch.serialization.safe_globals([argparse.Namespace]): saved = torch.load(path, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as e:
         found = re.search(r'GLOBAL (\S+)|class (\S+)', str(e))
-        raise pickle.UnpicklingError(f"{path} asks for {(found[1] or found[2]) if found else 'something'} besides tensors and options; it is refused. ({str(e).splitlines()[0]})") from None
+        asked = (found[1] or found[2]) if found else 'something'
+        raise pickle.UnpicklingError(f'{path} asks for {asked} besides tensors and options; it is refused. ({str(e).splitlines()[0]})') from None
     except (RuntimeError, EOFError) as e: raise ValueError(f'{path} cannot be read, perhaps it is cut off: {e}') from e
-    if not isinstance(saved, Mapping) or not {'model', 'args'} <= saved.keys(): raise ValueError(f"{path} is no checkpoint of the released code: it lacks 'model' or 'args'")
+    if not isinstance(saved, Mapping) or not {'model', 'args'} <= saved.keys():
+        raise ValueError(f"{path} is no checkpoint of the released code: it lacks 'model' or 'args'")
     return dict(saved)
 
-# %% ../nbs/25_released.ipynb #755c380d
-_attention = [('fn.to_q', 'to_q'), ('fn.to_k', 'to_k'), ('fn.to_v', 'to_v'), ('fn.to_out', 'to_out'), ('norm_context', 'norm_context'), ('norm', 'norm')]
+# %% ../nbs/25_released.ipynb #34bb2406
+_attention = [(f'fn.{n}', n) for n in ('to_q', 'to_k', 'to_v', 'to_out')] + [('norm_context', 'norm_context'), ('norm', 'norm')]
 _ff = [('norm', '0'), ('fn.net.0', '1'), ('fn.net.3', '4')]
+_decoder = [('mlp.0', 'first'), ('mlp.2', 'second'), ('mlp.4', 'third'), ('mlp.6', 'last'),
+            ('pos_emb.row_embed.weight', 'row'), ('pos_emb.col_embed.weight', 'col')]
+_slots = [('agg.queries.slots_mu', 'queries.mu'), ('agg.queries.slots_log_sigma', 'queries.log_sigma'), ('agg.last_layer.1', 'out.0'),
+          ('residual_norm', 'out.1')]
+_encoders = [('img_enc.img_backbone', 'image.backbone'), ('img_enc.spm_1x1', 'project'), ('txt_enc.bert', 'text.backbone'),
+             ('txt_enc.linear', 'text.out')]
 _round = r'encoders.img_enc.set_pred_module.agg.agg_blocks.\d+.'
 _tables: list[tuple[str, str, list[tuple[str, str]]]] = [
     (_round + '0.', 'shatter.attend.', _attention), (_round + '2.', 'shatter.ff.', _ff),
     (_round + '4.0.0.', 'shatter.interact.', _attention), (_round + '4.0.2.', 'shatter.interact.ff.', _ff),
     ('cma.attn.', 'gather.', _attention), ('cma.ff.', 'gather.ff.', _ff),
-    ('decoder.', 'decoder.', [('mlp.0', 'first'), ('mlp.2', 'second'), ('mlp.4', 'third'), ('mlp.6', 'last'), ('pos_emb.row_embed.weight', 'row'), ('pos_emb.col_embed.weight', 'col')]),
-    ('encoders.img_enc.set_pred_module.', 'shatter.', [('agg.queries.slots_mu', 'queries.mu'), ('agg.queries.slots_log_sigma', 'queries.log_sigma'),
-                                                       ('agg.last_layer.1', 'out.0'), ('residual_norm', 'out.1')]),
-    ('encoders.', '', [('img_enc.img_backbone', 'image.backbone'), ('img_enc.spm_1x1', 'project'), ('txt_enc.bert', 'text.backbone'), ('txt_enc.linear', 'text.out')]),
-]
-_names = [(re.compile(re.sub(r'\.(?!\*)', r'\\.', prefix + old) + r'(?=\.|$)'), new + ours) for prefix, new, table in _tables for old, ours in table]
-unused = re.compile(r'encoders\.img_enc\.(set_pred_module\.fc|residual_fc|img_backbone\.head)\.(weight|bias)|encoders\.txt_enc\.bert\.(pooler\.dense\.(weight|bias)|embeddings\.position_ids)')
+    ('decoder.', 'decoder.', _decoder), ('encoders.img_enc.set_pred_module.', 'shatter.', _slots), ('encoders.', '', _encoders)]
 
-# %% ../nbs/25_released.ipynb #68d53a6f
+# %% ../nbs/25_released.ipynb #411159e0
+_names = [(re.compile(re.sub(r'\.(?!\*)', r'\\.', prefix + old) + r'(?=\.|$)'), new + ours) for prefix, new, table in _tables for old, ours in table]
+unused = re.compile(r'encoders\.img_enc\.(set_pred_module\.fc|residual_fc|img_backbone\.head)\.(weight|bias)'
+                    r'|encoders\.txt_enc\.bert\.(pooler\.dense\.(weight|bias)|embeddings\.position_ids)')
+
+# %% ../nbs/25_released.ipynb #cb1e6037
 def our_name(
     name: str, # of a weight in a released checkpoint, without `module.`
 ) -> str | None: # its name in `SaG`, or None if it never reaches the output
@@ -60,7 +67,7 @@ def our_name(
         if m := pattern.match(name): return new + name[m.end():]
     raise ValueError(f'{name} is not part of the released model')
 
-# %% ../nbs/25_released.ipynb #2843660e
+# %% ../nbs/25_released.ipynb #a86930ad
 def our_weights(
     state: Mapping[str, Tensor], # `model` of a released checkpoint
     source: str, # its file, for messages
@@ -70,11 +77,12 @@ def our_weights(
     for name, value in state.items():
         try: new = our_name(name.removeprefix('module.'))
         except ValueError as e: raise ValueError(f'{source}: {e}') from None
-        if new in out and not torch.equal(out[new], value): raise ValueError(f'{source}: {name} differs between iterations; only shared weights are supported')
+        if new in out and not torch.equal(out[new], value):
+            raise ValueError(f'{source}: {name} differs between iterations; only shared weights are supported')
         if new: out[new] = value
     return out
 
-# %% ../nbs/25_released.ipynb #546824fd
+# %% ../nbs/25_released.ipynb #5cd1d7d0
 def encoder_config(
     w: Mapping[str, Tensor], # weights under our names
     image_heads: int | None, # heads of the ViT (None: width/64)
@@ -86,14 +94,15 @@ def encoder_config(
     patch, grid = w['image.backbone.patch_embed.proj.weight'].shape[-1], round((w['image.backbone.pos_embed'].shape[1] - 1)**.5)
     for width, heads, name in (c, image_heads, 'image_heads'), (words.shape[1], text_heads, 'text_heads'):
         if width % (heads or 64): raise ValueError(f'the width is {width}, which does not divide into {heads or "heads of 64"}; pass {name}')
-    image = dict(embed_dim=c, depth=depth(r'image\.backbone\.blocks\.(\d+)'), num_heads=image_heads or c//64, patch_size=patch, img_size=grid*patch,
-                 mlp_ratio=w['image.backbone.blocks.0.mlp.fc1.bias'].numel()/c)
-    text = dict(model_type='bert', vocab_size=len(words), hidden_size=words.shape[1], num_hidden_layers=depth(r'text\.backbone\.encoder\.layer\.(\d+)'),
-                num_attention_heads=text_heads or words.shape[1]//64, intermediate_size=w['text.backbone.encoder.layer.0.intermediate.dense.bias'].numel(),
+    image = dict(embed_dim=c, depth=depth(r'image\.backbone\.blocks\.(\d+)'), num_heads=image_heads or c//64, patch_size=patch,
+                 img_size=grid*patch, mlp_ratio=len(w['image.backbone.blocks.0.mlp.fc1.bias'])/c)
+    text = dict(model_type='bert', vocab_size=len(words), hidden_size=words.shape[1],
+                num_hidden_layers=depth(r'text\.backbone\.encoder\.layer\.(\d+)'), num_attention_heads=text_heads or words.shape[1]//64,
+                intermediate_size=len(w['text.backbone.encoder.layer.0.intermediate.dense.bias']),
                 max_position_embeddings=len(w['text.backbone.embeddings.position_embeddings.weight']))
     return dict(image_args=image, text_args=text, position_resize='bilinear', image_norm_eps=1e-5, image_weights='random', text_weights='random')
 
-# %% ../nbs/25_released.ipynb #bfa8fc1b
+# %% ../nbs/25_released.ipynb #820e441d
 def released_config(
     w: Mapping[str, Tensor], # weights under our names
     args: argparse.Namespace, # the released options
@@ -102,16 +111,18 @@ def released_config(
     "The model that a released checkpoint holds (METHOD, released options)"
     widths = {k: w[k].shape[0] for k in ('shatter.attend.to_q.weight', 'shatter.interact.to_q.weight', 'gather.to_q.weight', 'decoder.row')}
     d, groups = w['shatter.queries.mu'].shape[-1], w['shatter.queries.mu'].shape[1]
-    for name, want in dict(agg_cross_attn_type='slot', agg_pos_enc='sine', agg_query_type='entity', agg_weight_sharing=True, txt_pooling='cls', recon_decoder='mlp').items():
+    wanted = dict(agg_cross_attn_type='slot', agg_pos_enc='sine', agg_query_type='entity', agg_weight_sharing=True, txt_pooling='cls', recon_decoder='mlp')
+    for name, want in wanted.items():
         if getattr(args, name, want) != want: raise ValueError(f'the checkpoint was trained with {name}={getattr(args, name)!r}; only {want!r} is supported')
     return SaGConfig(
-        image_size=args.crop_size, dim=d, context_dim=len(w['project.bias']), groups=groups, slots_per_group=args.img_num_embeds//groups, iterations=args.agg_depth,
+        image_size=args.crop_size, dim=d, context_dim=len(w['project.bias']), groups=groups,
+        slots_per_group=args.img_num_embeds//groups, iterations=args.agg_depth,
         slot_heads=args.agg_cross_head, slot_head_dim=widths['shatter.attend.to_q.weight']//args.agg_cross_head,
         interact_heads=args.agg_latent_head, interact_head_dim=widths['shatter.interact.to_q.weight']//args.agg_latent_head,
         fusion_heads=args.cma_heads, fusion_head_dim=widths['gather.to_q.weight']//args.cma_heads,
         ff_mult=len(w['gather.ff.1.bias'])//d, dropout=args.dropout, decoder_positions=widths['decoder.row'], **encoder_config(w, **heads))
 
-# %% ../nbs/25_released.ipynb #3fa683e2
+# %% ../nbs/25_released.ipynb #67b23dea
 def load_released(
     path: str | Path, # a .pth.tar file of the released code
     image_heads: int | None = None, # heads of the ViT (None: width/64)

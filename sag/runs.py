@@ -6,7 +6,7 @@
 __all__ = ['MIME', 'find_notebook', 'literal', 'parameters', 'check_parameters', 'RunError', 'execute', 'run', 'plain', 'record',
            'outcome', 'table']
 
-# %% ../nbs/60_runs.ipynb #f2478e6a
+# %% ../nbs/60_runs.ipynb #e68bce86
 import ast
 import math
 import os
@@ -25,7 +25,7 @@ import sag
 
 from .config import project_root
 
-# %% ../nbs/60_runs.ipynb #74b0cd1c
+# %% ../nbs/60_runs.ipynb #c486dd7f
 def find_notebook(
     notebook: str | Path, # path of a notebook, or the name of one of the package's own: 'train', 'evaluate'
 ) -> Path: # its absolute path
@@ -36,7 +36,7 @@ def find_notebook(
     if not path.is_file(): raise FileNotFoundError(f"no notebook {str(notebook)!r}: give a path, or one of {', '.join(own) or '(none)'}")
     return path.resolve()
 
-# %% ../nbs/60_runs.ipynb #ba8b87a5
+# %% ../nbs/60_runs.ipynb #6976b161
 def literal(
     source: str, # Python source of a default
 ) -> Any: # its value where it is a literal, else the source
@@ -50,7 +50,7 @@ def parameters(
     "What a notebook's parameter cell assigns"
     return {k: literal(v['default']) for k, v in pm.inspect_notebook(str(find_notebook(notebook))).items()}
 
-# %% ../nbs/60_runs.ipynb #055afece
+# %% ../nbs/60_runs.ipynb #e311250f
 def check_parameters(
     notebook: str | Path, # path or name of a notebook
     params: dict[str, Any], # values for some of its parameters
@@ -63,7 +63,7 @@ def check_parameters(
         hint = f'did you mean {near[0]!r}?' if near else f"it has {', '.join(known) or 'none'}"
         raise TypeError(f'{find_notebook(notebook).name} has no parameter {name!r}; {hint}')
 
-# %% ../nbs/60_runs.ipynb #55465691
+# %% ../nbs/60_runs.ipynb #fe74f48e
 class RunError(RuntimeError):
     "A run whose notebook raised; the message names the notebook that was left behind"
 
@@ -74,11 +74,12 @@ def execute(
 ) -> None:
     "papermill, with live output and without progress-bar debris; a Path among the parameters is passed as text"
     params = {k: str(v) if isinstance(v, Path) else v for k, v in params.items()}
+    for k in 'MALLOC_MMAP_THRESHOLD_', 'MALLOC_TRIM_THRESHOLD_': os.environ.setdefault(k, str(2**32))
     quiet = Config(KernelManager=dict(transport_encryption='auto')) # encrypt where the kernel can; no warning where it cannot
     pm.execute_notebook(str(notebook), str(out), params, kernel_name='python3', progress_bar=False, config=quiet,
                         coalesce_streams=True, stdout_file=sys.stdout, stderr_file=sys.stderr)
 
-# %% ../nbs/60_runs.ipynb #b4701ae7
+# %% ../nbs/60_runs.ipynb #335e4da9
 def run(
     notebook: str | Path, # path of a notebook, or the name of one of the package's own: 'train', 'evaluate'
     dest: str | Path, # the run's directory; passed on as the parameter `dest` where the notebook has one
@@ -99,7 +100,7 @@ def run(
     os.replace(running, done)
     return done
 
-# %% ../nbs/60_runs.ipynb #7f9223e0
+# %% ../nbs/60_runs.ipynb #1a3518a0
 MIME = 'application/vnd.sag.result+json'
 
 def plain(
@@ -117,7 +118,7 @@ def record(
     text = ', '.join(f'{k}: {v:.4g}' if isinstance(v, float) else f'{k}: {v}' for k, v in values.items())
     display({MIME: values, 'text/plain': text}, raw=True)
 
-# %% ../nbs/60_runs.ipynb #70c83caf
+# %% ../nbs/60_runs.ipynb #e54f9f8c
 def outcome(
     notebook: str | Path, # an executed notebook
 ) -> dict[str, Any]: # one row: status, parameters (defaults too), results, seconds
@@ -129,7 +130,7 @@ def outcome(
     for o in (nb.metadata.papermill.parameters, *results): row |= o
     return row | dict(seconds=nb.metadata.papermill.duration)
 
-# %% ../nbs/60_runs.ipynb #82053b31
+# %% ../nbs/60_runs.ipynb #d72ef6b5
 def table(
     dest: str | Path = 'runs', # a directory with runs at any depth
 ) -> pd.DataFrame: # a row for each run that has ended, its directory and notebook as index

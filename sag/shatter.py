@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['sine_position', 'SlotQueries', 'FeedForward', 'Projections', 'SlotAttention', 'Interaction', 'Shatter']
 
-# %% ../nbs/21_shatter.ipynb #4ae3f546
+# %% ../nbs/21_shatter.ipynb #a5db55f7
 import math
 
 import torch
@@ -15,22 +15,22 @@ from torch import Tensor, nn
 
 from .config import SaGConfig
 
-# %% ../nbs/21_shatter.ipynb #153d5e1c
+# %% ../nbs/21_shatter.ipynb #e333fde9
 def sine_position(
     h: int, # rows of patches
     w: int, # columns
     dim: int, # D_in, a multiple of 4
 ) -> Tensor: # (h·w, dim)
-    "2-D sine code: D/2 features of y, then D/2 of x, positions scaled to (0, 2π] (METHOD, Shatter)"
+    "2-D sine code: D/2 features of y, then D/2 of x, positions scaled to (0, 2π] (as in the released code)"
     freq = 10000**(2*(torch.arange(dim//2)//2)/(dim/2)) # (D/2,)
     def code(n: int) -> Tensor: # (n, D/2)
         angle = torch.arange(1, n + 1)[:, None]/(n + 1e-6)*2*math.pi/freq
         return torch.stack([angle[:, 0::2].sin(), angle[:, 1::2].cos()], -1).flatten(1)
     return torch.cat([repeat(code(h), 'h d -> (h w) d', w=w), repeat(code(w), 'w d -> (h w) d', h=h)], 1)
 
-# %% ../nbs/21_shatter.ipynb #2cdb9686
+# %% ../nbs/21_shatter.ipynb #4c591060
 class SlotQueries(nn.Module):
-    "Draws K = K_g·K_s slots from K_g learned Gaussians (paper section 3.2; released name `queries`)"
+    "Draws K = K_g·K_s slots from K_g learned Gaussians (paper, entity discovery module; released name `queries`)"
     def __init__(self, config: SaGConfig):
         super().__init__()
         self.repeat, shape = config.slots_per_group, (1, config.groups, config.dim)
@@ -44,13 +44,13 @@ class SlotQueries(nn.Module):
         if noise.shape != (batch, *mu.shape[1:]): raise ValueError(f'noise has shape {tuple(noise.shape)}, but {batch} photos need {(batch, *mu.shape[1:])}')
         return mu + sigma*noise
 
-# %% ../nbs/21_shatter.ipynb #1369028b
+# %% ../nbs/21_shatter.ipynb #ea3a93af
 class FeedForward(nn.Sequential):
     "LN, Linear D→4D, GELU, Dropout, Linear 4D→D; the caller adds the residual"
     def __init__(self, dim: int, mult: int = 4, dropout: float = 0.):
         super().__init__(nn.LayerNorm(dim), nn.Linear(dim, mult*dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(mult*dim, dim))
 
-# %% ../nbs/21_shatter.ipynb #0f4c9b3b
+# %% ../nbs/21_shatter.ipynb #54b8257a
 class Projections(nn.Module):
     "What all three attentions share: queries, keys and values without bias, an output layer with one"
     def __init__(self, dim: int, context_dim: int, heads: int, head_dim: int, dropout: float = 0.):
@@ -68,9 +68,9 @@ class Projections(nn.Module):
     def merge(self, x: Tensor) -> Tensor: # (B, heads, N, d) -> (B, N, D)
         return self.to_out(rearrange(x, 'b h n d -> b n (h d)'))
 
-# %% ../nbs/21_shatter.ipynb #f34e74f2
+# %% ../nbs/21_shatter.ipynb #f6c6fdad
 class SlotAttention(Projections):
-    "One round of competition for patches (paper equation 1)"
+    "One round of competition for patches (paper, entity discovery module)"
     def __init__(self, config: SaGConfig):
         super().__init__(config.dim, config.context_dim, config.slot_heads, config.slot_head_dim, config.dropout)
         self.norm_context = nn.LayerNorm(config.context_dim)
@@ -85,9 +85,9 @@ class SlotAttention(Projections):
         mean = attn/(attn.sum(-1, keepdim=True) + 1e-7)
         return self.merge(mean @ v), attn.mean(1)
 
-# %% ../nbs/21_shatter.ipynb #25fce4bb
+# %% ../nbs/21_shatter.ipynb #037cf17b
 class Interaction(Projections):
-    "Self-attention among the slots of one group, then feed-forward (paper section 3.2)"
+    "Self-attention among the slots of one group, then feed-forward (paper, entity discovery module)"
     def __init__(self, config: SaGConfig):
         super().__init__(config.dim, config.dim, config.interact_heads, config.interact_head_dim, config.dropout)
         self.size, self.ff = config.slots_per_group, FeedForward(config.dim, config.ff_mult, config.dropout)
@@ -99,9 +99,9 @@ class Interaction(Projections):
         x = x + self.ff(x)
         return rearrange(x, '(b g) s d -> b (g s) d', b=len(slots))
 
-# %% ../nbs/21_shatter.ipynb #c70f827a
+# %% ../nbs/21_shatter.ipynb #d65582c0
 class Shatter(nn.Module):
-    "Projected patches with their positions to K slots and their maps (paper section 3.2)"
+    "Projected patches with their positions to K slots and their maps (paper, entity discovery module)"
     def __init__(self, config: SaGConfig):
         super().__init__()
         self.queries, self.attend, self.interact = SlotQueries(config), SlotAttention(config), Interaction(config)
