@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['SaG', 'SaGConfig', 'load_refer', 'load_captions', 'segment', 'load_released', '__version__']
 
-# %% ../nbs/70_front.ipynb #e21d9262
+# %% ../nbs/70_front.ipynb #d15a3162
 from importlib import import_module
 from typing import Any
 
-# %% ../nbs/70_front.ipynb #33b3ea06
+# %% ../nbs/70_front.ipynb #34175a46
 _rooms = dict(SaG='model', SaGConfig='config', load_refer='data', load_captions='data', segment='predict', load_released='released')
 
 _all_ = ['SaG', 'SaGConfig', 'load_refer', 'load_captions', 'segment', 'load_released', '__version__']

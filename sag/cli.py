@@ -6,7 +6,7 @@
 __all__ = ['commands', 'positional', 'train', 'typed', 'recipe_options', 'evaluate', 'predict', 'demo', 'results_table', 'docs',
            'parser_of', 'main']
 
-# %% ../nbs/62_cli.ipynb #36ea0650
+# %% ../nbs/62_cli.ipynb #8345572e
 import json
 import re
 import sys
@@ -21,7 +21,7 @@ from fastcore.script import anno_parser
 
 from .config import Recipe, recipe
 
-# %% ../nbs/62_cli.ipynb #b934a9e5
+# %% ../nbs/62_cli.ipynb #3523eb31
 def train(
     preset: str = 'unc', # starting point: demo, smoke, unc, unc+, gref or refcocog_umd
     dest: str = 'runs/train', # the run's folder
@@ -34,7 +34,7 @@ def train(
     from sag.runs import run
     return run('train', dest, preset=preset, changes=changes, test=test, draws=draws)
 
-# %% ../nbs/62_cli.ipynb #67be50ba
+# %% ../nbs/62_cli.ipynb #f1d21993
 def typed(
     kind: type, # of a field
 ) -> Callable[[str], Any]:
@@ -58,7 +58,7 @@ def recipe_options(
         kind: Any = f.type
         group.add_argument(*names, dest=f.name, type=typed(kind), default=SUPPRESS, help=helps[f.name].replace('%', '%%'), metavar=kind.__name__)
 
-# %% ../nbs/62_cli.ipynb #db2cb16e
+# %% ../nbs/62_cli.ipynb #17d28781
 def evaluate(
     model: str, # a run's folder, a hub id or a released .pth.tar
     dataset: str = 'refcoco', # refcoco, refcoco+, refcocog or synthetic; several with commas
@@ -66,6 +66,7 @@ def evaluate(
     split_by: str = 'unc', # unc, google or umd
     split: str = 'val', # train, val, testA, testB or test, several with +, or all
     draws: int = 3, # slot draws
+    shown: int = 5, # photos in the figure
     dest: str = '', # folder of the results (default: inside the model's folder)
 ) -> Path: # the executed notebook
     "Measure a model: nbs/run/evaluate.ipynb with these parameters"
@@ -73,9 +74,9 @@ def evaluate(
     from sag.runs import run
     dest = dest or f'{model if Path(model).is_dir() else "runs/" + Path(model).stem}/{dataset}-{split}'
     model = str(Path(model).resolve()) if Path(model).exists() else model
-    return run('evaluate', dest, model=model, dataset=dataset, root=root, split_by=split_by, split=split, draws=draws)
+    return run('evaluate', dest, model=model, dataset=dataset, root=root, split_by=split_by, split=split, draws=draws, shown=shown)
 
-# %% ../nbs/62_cli.ipynb #5231cc1f
+# %% ../nbs/62_cli.ipynb #c8494160
 def predict(
     image: str, # a photo
     expression: str, # what to find, such as "left dog"
@@ -93,10 +94,10 @@ def predict(
     with atomic(path) as temp: overlay(photo, found.masks[0].numpy()).save(temp, format='PNG')
     return path
 
-# %% ../nbs/62_cli.ipynb #37d84969
+# %% ../nbs/62_cli.ipynb #a439011c
 def demo(
     dest: str = 'runs/demo', # the run's folder
-    seed: int = 1, # of weights, order and slot draws
+    seed: int = 1, # of weights and order
 ) -> Path: # the executed notebook
     "Train on generated scenes and show what was learned: minutes on two CPU cores, no network"
     done = Path(dest)/'train.ipynb'
@@ -119,7 +120,7 @@ def results_table(
         lines.append(f"{'the model' if rule == 'relevance' else rule:14}" + ''.join(f'{c:>22}' for c in cells))
     return '\n'.join(lines)
 
-# %% ../nbs/62_cli.ipynb #c0e9403c
+# %% ../nbs/62_cli.ipynb #8e590dc4
 def docs(
     dest: str = '_docs', # where the site goes
 ) -> Path:
@@ -127,7 +128,7 @@ def docs(
     from sag.docs import build
     return Path(build(dest))
 
-# %% ../nbs/62_cli.ipynb #4bc7e2c9
+# %% ../nbs/62_cli.ipynb #d78c4bd8
 commands: dict[str, Callable] = dict(demo=demo, train=train, evaluate=evaluate, predict=predict, docs=docs)
 positional = dict(evaluate=['model'], predict=['image', 'expression'])
 

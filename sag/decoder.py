@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['Decoder']
 
-# %% ../nbs/23_decoder.ipynb #35315e03
+# %% ../nbs/23_decoder.ipynb #22aefe2c
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import SaGConfig
 
-# %% ../nbs/23_decoder.ipynb #66d01273
+# %% ../nbs/23_decoder.ipynb #b0913dcd
 class Decoder(nn.Module):
     "Slots (B, K, D) to features (B, N, C) and decoder maps (B, K, N) (paper, reconstruction loss)"
     def __init__(self, config: SaGConfig, channels: int):

@@ -6,7 +6,7 @@
 __all__ = ['conf', 'page', 'modules', 'symbols', 'entry', 'reference', 'targets', 'linked', 'readme', 'mathml', 'setup', 'write',
            'contents', 'build']
 
-# %% ../nbs/61_docs.ipynb #1abe872c
+# %% ../nbs/61_docs.ipynb #d9e08611
 import os
 import re
 import shutil
@@ -30,7 +30,7 @@ from sphinx.util.docutils import docutils_namespace, patch_docutils
 
 from .config import project_root
 
-# %% ../nbs/61_docs.ipynb #80d207c6
+# %% ../nbs/61_docs.ipynb #1f2bd700
 def page(
     path: Path, # a notebook
 ) -> Any: # the notebook as a reader should see it
@@ -40,7 +40,7 @@ def page(
     nb.metadata['language_info'] = dict(name='python', pygments_lexer='ipython3') # for highlighting; nbdev-clean takes it out
     return nb
 
-# %% ../nbs/61_docs.ipynb #9d6c474f
+# %% ../nbs/61_docs.ipynb #e6665247
 def modules(
     nbs: Path, # folder of the notebooks
 ) -> dict[str, str]: # notebook's stem by module's full name, in the order of the rooms
@@ -62,7 +62,7 @@ def symbols(
         found |= {f'{module}.{name}.{k}': getattr(obj, k) for k in own} # of a property, the property itself
     return found
 
-# %% ../nbs/61_docs.ipynb #74608f77
+# %% ../nbs/61_docs.ipynb #8717c548
 def entry(
     name: str, # full name
     obj: Any, # function, class or property
@@ -83,7 +83,7 @@ def reference(
     head += f'Explained and tested in [{notebook}](../{notebook}.ipynb).\n'
     return '\n'.join([head, *(entry(k, v) for k, v in symbols(module).items())])
 
-# %% ../nbs/61_docs.ipynb #51af0f03
+# %% ../nbs/61_docs.ipynb #eefb3940
 def targets(
     names: list[str], # full names of modules
 ) -> dict[str, str]: # full name by every way of writing it: run, runs.run, sag.runs.run
@@ -102,7 +102,7 @@ def linked(
     parts = re.split(r'(^```.*?^```|^#.*?$|\[[^\]]*\]\([^)]*\)|\{[\w:]+\}`[^`]*`)', text, flags=re.M | re.S)
     return ''.join(o if i % 2 else re.sub(r'`(([\w.]+)(?:\(\))?)`', link, o) for i, o in enumerate(parts))
 
-# %% ../nbs/61_docs.ipynb #4062a07c
+# %% ../nbs/61_docs.ipynb #904c25ea
 def readme(
     nbs: Path | None = None, # folder of the notebooks (None: the project's)
 ) -> Path: # README.md beside it
@@ -116,7 +116,7 @@ def readme(
     path.write_text(text.strip() + '\n', encoding='utf-8')
     return path
 
-# %% ../nbs/61_docs.ipynb #b645bb4e
+# %% ../nbs/61_docs.ipynb #1864ed6d
 def mathml(
     self: Any, # Sphinx's HTML translator
     node: nodes.Node, # math or math_block
@@ -133,7 +133,7 @@ def setup(
     app.add_html_math_renderer('mathml', (mathml, None), (mathml, None))
     return dict(parallel_read_safe=True, parallel_write_safe=True)
 
-# %% ../nbs/61_docs.ipynb #33fc3026
+# %% ../nbs/61_docs.ipynb #b286ce69
 def write(
     src: Path, # folder for the pages, made anew
     nbs: Path, # folder of the notebooks
@@ -153,7 +153,7 @@ def write(
     for m, stem in mods.items():
         (src/'api'/f'{m}.md').write_text(linked(reference(m, stem), names), encoding='utf-8')
 
-# %% ../nbs/61_docs.ipynb #4855fa0c
+# %% ../nbs/61_docs.ipynb #86fb809d
 def contents(
     nbs: Path, # folder of the notebooks
     mods: dict[str, str], # from `modules`
@@ -165,7 +165,7 @@ def contents(
     tree = '```{{toctree}}\n:hidden:\n:caption: {}\n\n{}\n```'
     return '\n\n'.join(tree.format(k, '\n'.join(v)) for k, v in parts.items() if v)
 
-# %% ../nbs/61_docs.ipynb #6362b1f3
+# %% ../nbs/61_docs.ipynb #bbf6b304
 conf = dict(
     project='sag', html_title='sag', html_theme='furo', extensions=['myst_nb', 'sag.docs'], nitpicky=True,
     html_copy_source=False, html_show_sphinx=False, html_show_copyright=False, html_math_renderer='mathml',

@@ -6,7 +6,7 @@
 __all__ = ['is_transformer', 'timm_weights', 'BilinearViT', 'vit_backbone', 'conv_backbone', 'ImageEncoder', 'text_backbone',
            'TextEncoder']
 
-# %% ../nbs/20_encoders.ipynb #bfc2ac1d
+# %% ../nbs/20_encoders.ipynb #708db363
 from pathlib import Path
 
 import timm
@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModel
 
 from .config import SaGConfig
 
-# %% ../nbs/20_encoders.ipynb #f779b35f
+# %% ../nbs/20_encoders.ipynb #7e68cbfb
 def is_transformer(
     name: str, # timm model name
     **args, # arguments of `timm.create_model`
@@ -31,7 +31,7 @@ def is_transformer(
     with torch.device('meta'): model = timm.create_model(name, **args)
     return hasattr(model, 'patch_embed') and hasattr(model, 'blocks') and hasattr(model, 'forward_intermediates')
 
-# %% ../nbs/20_encoders.ipynb #e6c4e588
+# %% ../nbs/20_encoders.ipynb #d4c2f3fc
 def timm_weights(
     weights: str, # `pretrained`, `random`, or the path of a weights file
 ) -> dict:
@@ -42,7 +42,7 @@ def timm_weights(
         raise FileNotFoundError(f"image_weights={weights!r} is no file; give a path to a .safetensors file, 'pretrained' or 'random'")
     return dict(pretrained=True, pretrained_cfg_overlay=dict(file=weights))
 
-# %% ../nbs/20_encoders.ipynb #baf59cf1
+# %% ../nbs/20_encoders.ipynb #e719aad1
 class BilinearViT(VisionTransformer):
     "timm's ViT with a CLS token, whose position code is resized to the input's grid as the released code does"
     def _pos_embed(self, x: Tensor) -> Tensor: # (B, h, w, C) -> (B, 1 + h·w, C)
@@ -53,7 +53,7 @@ class BilinearViT(VisionTransformer):
         x = torch.cat([self.cls_token.expand(b, -1, -1), rearrange(x, 'b h w c -> b (h w) c')], 1)
         return self.pos_drop(x + torch.cat([cls, grid], 1))
 
-# %% ../nbs/20_encoders.ipynb #37b8c65b
+# %% ../nbs/20_encoders.ipynb #aca2db97
 def vit_backbone(
     config: SaGConfig, # image_encoder, image_size, image_block, drop_path and image_args are read
     weights: str, # see `timm_weights`
@@ -69,7 +69,7 @@ def vit_backbone(
         if isinstance(m, nn.LayerNorm) and config.image_norm_eps: m.eps = config.image_norm_eps
     return model
 
-# %% ../nbs/20_encoders.ipynb #3cf5456b
+# %% ../nbs/20_encoders.ipynb #4b0637db
 def conv_backbone(
     config: SaGConfig, # image_encoder, image_stride and image_args are read
     weights: str, # see `timm_weights`
@@ -81,7 +81,7 @@ def conv_backbone(
     level = strides.index(config.image_stride)
     return timm.create_model(config.image_encoder, features_only=True, out_indices=(level,), **config.image_args, **timm_weights(weights))
 
-# %% ../nbs/20_encoders.ipynb #d8f8b0a7
+# %% ../nbs/20_encoders.ipynb #637eeece
 class ImageEncoder(nn.Module):
     "Pixels (B, 3, H, W) to a grid of features (B, C, h, w), C = `width` (paper, feature extractors)"
     def __init__(self, config: SaGConfig, weights: str = 'random'):
@@ -98,7 +98,7 @@ class ImageEncoder(nn.Module):
             if not self.vit: return self.backbone(pixel_values)[-1]
             return self.backbone.forward_intermediates(pixel_values, indices=1, norm=True, intermediates_only=True)[-1]
 
-# %% ../nbs/20_encoders.ipynb #dece5554
+# %% ../nbs/20_encoders.ipynb #e7825116
 def text_backbone(
     config: SaGConfig, # text_encoder and text_args are read
     weights: str, # `pretrained` or `random`
@@ -114,7 +114,7 @@ def text_backbone(
     if getattr(model, 'pooler', None) is not None: model.pooler = None
     return model
 
-# %% ../nbs/20_encoders.ipynb #8eeef3b8
+# %% ../nbs/20_encoders.ipynb #35f31ccf
 class TextEncoder(nn.Module):
     "Tokens (T, L) with mask (T, L) to sentence embeddings (T, D) (paper, feature extractors)"
     def __init__(self, config: SaGConfig, weights: str = 'random'):

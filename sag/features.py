@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['fingerprint', 'Features', 'cache_features']
 
-# %% ../nbs/26_features.ipynb #fc5524aa
+# %% ../nbs/26_features.ipynb #1bb19ddc
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +22,7 @@ from .data import image_transform
 from .files import atomic
 from .refer import read_photo
 
-# %% ../nbs/26_features.ipynb #b1c8469a
+# %% ../nbs/26_features.ipynb #f086edef
 def fingerprint(
     encoder: nn.Module, # its weights count
     config: SaGConfig, # its image settings count
@@ -36,7 +36,7 @@ def fingerprint(
     for p in photos: h.update(f'{p.name} {p.stat().st_size} {p.stat().st_mtime_ns}'.encode())
     return h.hexdigest()[:16]
 
-# %% ../nbs/26_features.ipynb #012a1b86
+# %% ../nbs/26_features.ipynb #402f0532
 class Features(Mapping[Path, Tensor]):
     "Cached features by photo: `features[path]` is (N, C), float16"
     def __init__(self, path: Path, photos: Sequence[Path]):
@@ -49,7 +49,7 @@ class Features(Mapping[Path, Tensor]):
         if photo not in self.index: raise KeyError(f'{photo} is not among the {len(self)} photos of {self.path}')
         return torch.from_numpy(np.array(self.array[self.index[photo]]))
 
-# %% ../nbs/26_features.ipynb #cc10e735
+# %% ../nbs/26_features.ipynb #d0b9fbe9
 @torch.no_grad()
 def cache_features(
     encoder: nn.Module, # pixels (B, 3, H, W) to features (B, C, h, w)

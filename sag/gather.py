@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Gather']
 
-# %% ../nbs/22_gather.ipynb #2f794a7c
+# %% ../nbs/22_gather.ipynb #4d009dc8
 import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .config import SaGConfig
 from .shatter import FeedForward, Projections
 
-# %% ../nbs/22_gather.ipynb #65283e33
+# %% ../nbs/22_gather.ipynb #ed2ea169
 class Gather(Projections):
     "Expressions (T, D) attend to slots (B, K, D): joint embeddings (B, T, D) and relevance (B, T, K) (paper, modality fusion module)"
     def __init__(self, config: SaGConfig):

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['contrastive_loss', 'reconstruction_loss']
 
-# %% ../nbs/30_losses.ipynb #777f0ff2
+# %% ../nbs/30_losses.ipynb #68b81cee
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .model import SaGOutput
 
-# %% ../nbs/30_losses.ipynb #06e7f44d
+# %% ../nbs/30_losses.ipynb #23f0d742
 def contrastive_loss(
     out: SaGOutput, # `text` (T, D) and `joint` (B, T, D) are read
     image_of_text: Tensor, # (T,) index of each expression's own photo in the batch
@@ -23,7 +23,7 @@ def contrastive_loss(
     scores = torch.einsum('td,btd->tb', out.text.detach(), out.joint)
     return F.cross_entropy(scores/temperature, image_of_text)
 
-# %% ../nbs/30_losses.ipynb #74864796
+# %% ../nbs/30_losses.ipynb #5f4b7be7
 def reconstruction_loss(
     out: SaGOutput, # `reconstruction` and `features` (B, N, C) are read
 ) -> Tensor: # scalar

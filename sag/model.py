@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SaGOutput', 'load_weights', 'read_pretrained', 'Parts', 'SaG']
 
-# %% ../nbs/24_model.ipynb #9d07a282
+# %% ../nbs/24_model.ipynb #7e0e37d6
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +25,7 @@ from .files import atomic
 from .gather import Gather
 from .shatter import Shatter, sine_position
 
-# %% ../nbs/24_model.ipynb #a84fdd94
+# %% ../nbs/24_model.ipynb #f439f91f
 @dataclass
 class SaGOutput:
     "Everything a forward pass computes; B photos, T expressions, K slots, h×w patches"
@@ -38,7 +38,7 @@ class SaGOutput:
     reconstruction: Tensor | None = None # (B, h·w, C) the decoder's features
     decoder_maps: Tensor | None = None # (B, K, h, w) the decoder's mixing weights
 
-# %% ../nbs/24_model.ipynb #97b39f0f
+# %% ../nbs/24_model.ipynb #53b17f53
 def load_weights(
     model: nn.Module, # receives the weights
     state: dict[str, Tensor], # name to tensor
@@ -51,7 +51,7 @@ def load_weights(
     if wrong: raise ValueError(f"{source} does not fit this model: " + '; '.join(wrong[:5]) + (f' and {len(wrong) - 5} more' if len(wrong) > 5 else ''))
     model.load_state_dict(state)
 
-# %% ../nbs/24_model.ipynb #50c49907
+# %% ../nbs/24_model.ipynb #ea44f357
 def read_pretrained(
     source: str | Path, # folder written by `save_pretrained`, or a hub id
 ) -> tuple[SaGConfig, dict[str, Tensor], Any]: # configuration, weights, tokenizer or None
@@ -66,7 +66,7 @@ def read_pretrained(
     except Exception as e: raise ValueError(f'{path/"model.safetensors"} cannot be read, perhaps cut off while copied: {e}') from e
     return config, state, AutoTokenizer.from_pretrained(path) if (path/'tokenizer_config.json').exists() else None
 
-# %% ../nbs/24_model.ipynb #d0c33848
+# %% ../nbs/24_model.ipynb #b732e4f3
 class Parts(nn.Module):
     "All layers of SaG and how they are saved; what they do is in `SaG`"
     def __init__(self, config: SaGConfig, weights: bool = True):
@@ -91,7 +91,7 @@ class Parts(nn.Module):
         with atomic(path/'config.json') as temp: temp.write_text(to_json(self.config), encoding='utf-8')
         return path
 
-# %% ../nbs/24_model.ipynb #d53eab7f
+# %% ../nbs/24_model.ipynb #cc2a081b
 class SaG(Parts):
     "Shatter and Gather (ICCV 2023): referring image segmentation learned from image–text pairs; `SaG(config)` or `SaG.from_pretrained(path)`"
     def encode_image(self, pixel_values: Tensor | None = None, noise: Tensor | None = None, features: Tensor | None = None) -> SaGOutput:

@@ -7,7 +7,7 @@ __all__ = ['upright', 'read_photo', 'to_rle', 'decode', 'NoMask', 'has_mask', 'i
            'choose', 'by_photo', 'Expressions', 'annotations_folder', 'photos_folder', 'check_photos', 'no_collection',
            'read_instances', 'expressions_of', 'load_refer', 'referents']
 
-# %% ../nbs/10_refer.ipynb #52903433
+# %% ../nbs/10_refer.ipynb #26b7baeb
 import contextlib
 import gc
 import json
@@ -24,7 +24,7 @@ from pycocotools import mask as coco_mask
 
 from .files import safe_unpickle
 
-# %% ../nbs/10_refer.ipynb #06abe85e
+# %% ../nbs/10_refer.ipynb #09e05ffb
 def upright(
     photo: Image.Image,  # as stored
     size: tuple[int, int] | None,  # (width, height) of the annotated frame, None where nothing was annotated
@@ -44,7 +44,7 @@ def read_photo(
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
         raise ValueError(f'{path}: the photo cannot be decoded, it may be truncated ({e}). Fetch the file again.') from e
 
-# %% ../nbs/10_refer.ipynb #a94f1412
+# %% ../nbs/10_refer.ipynb #d4659e22
 def to_rle(
     segmentation: Any,  # COCO polygons (a list of lists x, y, x, y, …), or a run-length dict with plain or compressed counts
     height: int,  # of the annotated frame, pixels
@@ -64,7 +64,7 @@ def decode(segmentation: Any, height: int, width: int) -> np.ndarray:  # (H,W) b
     if list(rle['size']) != [height, width]: raise ValueError(f"run lengths for {rle['size']}, the photo is annotated at {[height, width]}")
     return coco_mask.decode(rle).astype(bool)
 
-# %% ../nbs/10_refer.ipynb #bd8122d1
+# %% ../nbs/10_refer.ipynb #7b3aa0b2
 class NoMask(ValueError):
     "A mask was asked of a record that has none"
 
@@ -87,7 +87,7 @@ def union_box(e: 'Expression') -> tuple[float, float, float, float]:  # x, y, wi
     x, y, w, h = np.array(e.boxes, float).T
     return float(x.min()), float(y.min()), float((x + w).max() - x.min()), float((y + h).max() - y.min())
 
-# %% ../nbs/10_refer.ipynb #5a6d7f74
+# %% ../nbs/10_refer.ipynb #ca0a191c
 @dataclass(frozen=True, slots=True)
 class Expression:
     "A referring expression with its photo and referent: one sample"
@@ -111,7 +111,7 @@ class Expression:
     def box(self) -> tuple[float, float, float, float]: return union_box(self)  # x, y, width, height round all instances
     def photo(self) -> Image.Image: return read_photo(self.image, (self.width, self.height) if self.width else None)  # RGB
 
-# %% ../nbs/10_refer.ipynb #dd527ca6
+# %% ../nbs/10_refer.ipynb #a929be13
 def choose(
     items: list[Expression],  # to choose from
     split: str,  # a split's name, several joined by '+', or 'all'
@@ -130,7 +130,7 @@ def by_photo(items: Iterable[Expression]) -> dict[Path, list[Expression]]:  # in
     for e in items: photos.setdefault(e.image, []).append(e)
     return photos
 
-# %% ../nbs/10_refer.ipynb #42071d8a
+# %% ../nbs/10_refer.ipynb #897f8341
 class Expressions(Sequence[Expression]):
     "Expressions in a row; slices and sums are Expressions again"
     def __init__(self, items: Iterable[Expression] = ()): self.items = list(items)
@@ -150,7 +150,7 @@ class Expressions(Sequence[Expression]):
         return (f'{len(self):,} expressions' + f' of {refs:,} referents'*(refs > 0) + f' in {len(self.photos()):,} photos'
                 f' ({", ".join(f"{k} {v:,}" for k, v in self.splits.items())})')
 
-# %% ../nbs/10_refer.ipynb #7cf12cbd
+# %% ../nbs/10_refer.ipynb #e3c95363
 def annotations_folder(
     root: Path,  # where the data are
     name: str,  # 'refcoco', 'refcoco+', 'refcocog', …
@@ -173,7 +173,7 @@ def photos_folder(root: Path, name: str) -> Path:
     if found: return found
     raise FileNotFoundError(f"no folder of photos under {root}: looked for {', '.join(places)}. Pass images= to say where they are.")
 
-# %% ../nbs/10_refer.ipynb #0d161260
+# %% ../nbs/10_refer.ipynb #e4c73a85
 def check_photos(
     photos: Iterable[Path],  # photos that will be read
 ) -> None:
@@ -184,7 +184,7 @@ def check_photos(
     if missing: raise FileNotFoundError(f"{len(missing):,} of {len(wanted):,} photos are missing: "
         f"{', '.join(map(str, missing[:3]))}{', …' if len(missing) > 3 else ''}. Fetch them, or pass images= where they are elsewhere.")
 
-# %% ../nbs/10_refer.ipynb #d074535c
+# %% ../nbs/10_refer.ipynb #1fee1f9a
 @contextlib.contextmanager
 def no_collection() -> Iterator[None]:
     "Keep the garbage collector from running while many objects are made"
@@ -194,7 +194,7 @@ def no_collection() -> Iterator[None]:
     finally:
         if was: gc.enable()
 
-# %% ../nbs/10_refer.ipynb #a7910745
+# %% ../nbs/10_refer.ipynb #c368149d
 def read_instances(
     path: Path,  # instances.json
 ) -> tuple[dict[int, dict], dict[int, dict], dict[int, str]]:  # photos, objects, category names, each by its number
@@ -218,7 +218,7 @@ def expressions_of(
         segmentations=tuple(a['segmentation'] for a in anns if a.get('segmentation')))
     return [Expression(sent_id=s['sent_id'], sentence=s['sent'] or s['raw'], **shared_fields) for s in ref['sentences']]
 
-# %% ../nbs/10_refer.ipynb #ba60c253
+# %% ../nbs/10_refer.ipynb #07163908
 def load_refer(
     root: str | os.PathLike,  # the folder of data sets: root/refer/refcoco/…, photos in root/coco/images/train2014, or the usual variants
     name: str = 'refcoco',  # the data set: 'refcoco', 'refcoco+', 'refcocog'
@@ -236,7 +236,7 @@ def load_refer(
     if check: check_photos(found.photos())
     return found
 
-# %% ../nbs/10_refer.ipynb #80959cbd
+# %% ../nbs/10_refer.ipynb #2805986e
 def referents(
     refs: list[dict],  # refs(<by>).p
     photos: dict[int, dict],  # `read_instances`

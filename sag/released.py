@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['unused', 'read_checkpoint', 'our_name', 'our_weights', 'encoder_config', 'released_config', 'load_released']
 
-# %% ../nbs/25_released.ipynb #b9cde574
+# %% ../nbs/25_released.ipynb #77b63969
 import argparse
 import pickle
 import re
@@ -19,7 +19,7 @@ from torch import Tensor
 from .config import SaGConfig
 from .model import SaG, load_weights
 
-# %% ../nbs/25_released.ipynb #b18506d8
+# %% ../nbs/25_released.ipynb #1c2cb464
 def read_checkpoint(
     path: str | Path, # a .pth.tar file of the released code
 ) -> dict: # args, epoch, iou, loss, model
@@ -36,7 +36,7 @@ def read_checkpoint(
         raise ValueError(f"{path} is no checkpoint of the released code: it lacks 'model' or 'args'")
     return dict(saved)
 
-# %% ../nbs/25_released.ipynb #34bb2406
+# %% ../nbs/25_released.ipynb #16437e67
 _attention = [(f'fn.{n}', n) for n in ('to_q', 'to_k', 'to_v', 'to_out')] + [('norm_context', 'norm_context'), ('norm', 'norm')]
 _ff = [('norm', '0'), ('fn.net.0', '1'), ('fn.net.3', '4')]
 _decoder = [('mlp.0', 'first'), ('mlp.2', 'second'), ('mlp.4', 'third'), ('mlp.6', 'last'),
@@ -52,12 +52,12 @@ _tables: list[tuple[str, str, list[tuple[str, str]]]] = [
     ('cma.attn.', 'gather.', _attention), ('cma.ff.', 'gather.ff.', _ff),
     ('decoder.', 'decoder.', _decoder), ('encoders.img_enc.set_pred_module.', 'shatter.', _slots), ('encoders.', '', _encoders)]
 
-# %% ../nbs/25_released.ipynb #411159e0
+# %% ../nbs/25_released.ipynb #6f69e7a8
 _names = [(re.compile(re.sub(r'\.(?!\*)', r'\\.', prefix + old) + r'(?=\.|$)'), new + ours) for prefix, new, table in _tables for old, ours in table]
 unused = re.compile(r'encoders\.img_enc\.(set_pred_module\.fc|residual_fc|img_backbone\.head)\.(weight|bias)'
                     r'|encoders\.txt_enc\.bert\.(pooler\.dense\.(weight|bias)|embeddings\.position_ids)')
 
-# %% ../nbs/25_released.ipynb #cb1e6037
+# %% ../nbs/25_released.ipynb #8669ab39
 def our_name(
     name: str, # of a weight in a released checkpoint, without `module.`
 ) -> str | None: # its name in `SaG`, or None if it never reaches the output
@@ -67,7 +67,7 @@ def our_name(
         if m := pattern.match(name): return new + name[m.end():]
     raise ValueError(f'{name} is not part of the released model')
 
-# %% ../nbs/25_released.ipynb #a86930ad
+# %% ../nbs/25_released.ipynb #c2b1982d
 def our_weights(
     state: Mapping[str, Tensor], # `model` of a released checkpoint
     source: str, # its file, for messages
@@ -82,7 +82,7 @@ def our_weights(
         if new: out[new] = value
     return out
 
-# %% ../nbs/25_released.ipynb #5cd1d7d0
+# %% ../nbs/25_released.ipynb #bdf086e8
 def encoder_config(
     w: Mapping[str, Tensor], # weights under our names
     image_heads: int | None, # heads of the ViT (None: width/64)
@@ -102,13 +102,13 @@ def encoder_config(
                 max_position_embeddings=len(w['text.backbone.embeddings.position_embeddings.weight']))
     return dict(image_args=image, text_args=text, position_resize='bilinear', image_norm_eps=1e-5, image_weights='random', text_weights='random')
 
-# %% ../nbs/25_released.ipynb #820e441d
+# %% ../nbs/25_released.ipynb #d0d299fc
 def released_config(
     w: Mapping[str, Tensor], # weights under our names
     args: argparse.Namespace, # the released options
     **heads: int | None, # image_heads, text_heads
 ) -> SaGConfig:
-    "The model that a released checkpoint holds (METHOD, released options)"
+    "The model that a released checkpoint holds (the released options)"
     widths = {k: w[k].shape[0] for k in ('shatter.attend.to_q.weight', 'shatter.interact.to_q.weight', 'gather.to_q.weight', 'decoder.row')}
     d, groups = w['shatter.queries.mu'].shape[-1], w['shatter.queries.mu'].shape[1]
     wanted = dict(agg_cross_attn_type='slot', agg_pos_enc='sine', agg_query_type='entity', agg_weight_sharing=True, txt_pooling='cls', recon_decoder='mlp')
@@ -122,7 +122,7 @@ def released_config(
         fusion_heads=args.cma_heads, fusion_head_dim=widths['gather.to_q.weight']//args.cma_heads,
         ff_mult=len(w['gather.ff.1.bias'])//d, dropout=args.dropout, decoder_positions=widths['decoder.row'], **encoder_config(w, **heads))
 
-# %% ../nbs/25_released.ipynb #67b23dea
+# %% ../nbs/25_released.ipynb #2dd220e6
 def load_released(
     path: str | Path, # a .pth.tar file of the released code
     image_heads: int | None = None, # heads of the ViT (None: width/64)

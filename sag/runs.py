@@ -6,7 +6,7 @@
 __all__ = ['MIME', 'find_notebook', 'literal', 'parameters', 'check_parameters', 'RunError', 'execute', 'run', 'plain', 'record',
            'outcome', 'table']
 
-# %% ../nbs/60_runs.ipynb #e68bce86
+# %% ../nbs/60_runs.ipynb #94fe10fb
 import ast
 import math
 import os
@@ -25,7 +25,7 @@ import sag
 
 from .config import project_root
 
-# %% ../nbs/60_runs.ipynb #c486dd7f
+# %% ../nbs/60_runs.ipynb #78026480
 def find_notebook(
     notebook: str | Path, # path of a notebook, or the name of one of the package's own: 'train', 'evaluate'
 ) -> Path: # its absolute path
@@ -36,7 +36,7 @@ def find_notebook(
     if not path.is_file(): raise FileNotFoundError(f"no notebook {str(notebook)!r}: give a path, or one of {', '.join(own) or '(none)'}")
     return path.resolve()
 
-# %% ../nbs/60_runs.ipynb #6976b161
+# %% ../nbs/60_runs.ipynb #e403cdac
 def literal(
     source: str, # Python source of a default
 ) -> Any: # its value where it is a literal, else the source
@@ -50,7 +50,7 @@ def parameters(
     "What a notebook's parameter cell assigns"
     return {k: literal(v['default']) for k, v in pm.inspect_notebook(str(find_notebook(notebook))).items()}
 
-# %% ../nbs/60_runs.ipynb #e311250f
+# %% ../nbs/60_runs.ipynb #5ce5012d
 def check_parameters(
     notebook: str | Path, # path or name of a notebook
     params: dict[str, Any], # values for some of its parameters
@@ -63,7 +63,7 @@ def check_parameters(
         hint = f'did you mean {near[0]!r}?' if near else f"it has {', '.join(known) or 'none'}"
         raise TypeError(f'{find_notebook(notebook).name} has no parameter {name!r}; {hint}')
 
-# %% ../nbs/60_runs.ipynb #fe74f48e
+# %% ../nbs/60_runs.ipynb #1e1dd208
 class RunError(RuntimeError):
     "A run whose notebook raised; the message names the notebook that was left behind"
 
@@ -79,7 +79,7 @@ def execute(
     pm.execute_notebook(str(notebook), str(out), params, kernel_name='python3', progress_bar=False, config=quiet,
                         coalesce_streams=True, stdout_file=sys.stdout, stderr_file=sys.stderr)
 
-# %% ../nbs/60_runs.ipynb #335e4da9
+# %% ../nbs/60_runs.ipynb #a53f12c8
 def run(
     notebook: str | Path, # path of a notebook, or the name of one of the package's own: 'train', 'evaluate'
     dest: str | Path, # the run's directory; passed on as the parameter `dest` where the notebook has one
@@ -100,7 +100,7 @@ def run(
     os.replace(running, done)
     return done
 
-# %% ../nbs/60_runs.ipynb #1a3518a0
+# %% ../nbs/60_runs.ipynb #5e51ac56
 MIME = 'application/vnd.sag.result+json'
 
 def plain(
@@ -118,7 +118,7 @@ def record(
     text = ', '.join(f'{k}: {v:.4g}' if isinstance(v, float) else f'{k}: {v}' for k, v in values.items())
     display({MIME: values, 'text/plain': text}, raw=True)
 
-# %% ../nbs/60_runs.ipynb #e54f9f8c
+# %% ../nbs/60_runs.ipynb #7057d6e9
 def outcome(
     notebook: str | Path, # an executed notebook
 ) -> dict[str, Any]: # one row: status, parameters (defaults too), results, seconds
@@ -130,7 +130,7 @@ def outcome(
     for o in (nb.metadata.papermill.parameters, *results): row |= o
     return row | dict(seconds=nb.metadata.papermill.duration)
 
-# %% ../nbs/60_runs.ipynb #d72ef6b5
+# %% ../nbs/60_runs.ipynb #37439960
 def table(
     dest: str | Path = 'runs', # a directory with runs at any depth
 ) -> pd.DataFrame: # a row for each run that has ended, its directory and notebook as index

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['sine_position', 'SlotQueries', 'FeedForward', 'Projections', 'SlotAttention', 'Interaction', 'Shatter']
 
-# %% ../nbs/21_shatter.ipynb #a5db55f7
+# %% ../nbs/21_shatter.ipynb #3a80f39c
 import math
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .config import SaGConfig
 
-# %% ../nbs/21_shatter.ipynb #e333fde9
+# %% ../nbs/21_shatter.ipynb #e9e5ee95
 def sine_position(
     h: int, # rows of patches
     w: int, # columns
@@ -28,7 +28,7 @@ def sine_position(
         return torch.stack([angle[:, 0::2].sin(), angle[:, 1::2].cos()], -1).flatten(1)
     return torch.cat([repeat(code(h), 'h d -> (h w) d', w=w), repeat(code(w), 'w d -> (h w) d', h=h)], 1)
 
-# %% ../nbs/21_shatter.ipynb #4c591060
+# %% ../nbs/21_shatter.ipynb #5fbe3621
 class SlotQueries(nn.Module):
     "Draws K = K_g·K_s slots from K_g learned Gaussians (paper, entity discovery module; released name `queries`)"
     def __init__(self, config: SaGConfig):
@@ -44,13 +44,13 @@ class SlotQueries(nn.Module):
         if noise.shape != (batch, *mu.shape[1:]): raise ValueError(f'noise has shape {tuple(noise.shape)}, but {batch} photos need {(batch, *mu.shape[1:])}')
         return mu + sigma*noise
 
-# %% ../nbs/21_shatter.ipynb #ea3a93af
+# %% ../nbs/21_shatter.ipynb #c7e45ce5
 class FeedForward(nn.Sequential):
     "LN, Linear D→4D, GELU, Dropout, Linear 4D→D; the caller adds the residual"
     def __init__(self, dim: int, mult: int = 4, dropout: float = 0.):
         super().__init__(nn.LayerNorm(dim), nn.Linear(dim, mult*dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(mult*dim, dim))
 
-# %% ../nbs/21_shatter.ipynb #54b8257a
+# %% ../nbs/21_shatter.ipynb #a6d0d75c
 class Projections(nn.Module):
     "What all three attentions share: queries, keys and values without bias, an output layer with one"
     def __init__(self, dim: int, context_dim: int, heads: int, head_dim: int, dropout: float = 0.):
@@ -68,7 +68,7 @@ class Projections(nn.Module):
     def merge(self, x: Tensor) -> Tensor: # (B, heads, N, d) -> (B, N, D)
         return self.to_out(rearrange(x, 'b h n d -> b n (h d)'))
 
-# %% ../nbs/21_shatter.ipynb #f6c6fdad
+# %% ../nbs/21_shatter.ipynb #de6038e5
 class SlotAttention(Projections):
     "One round of competition for patches (paper, entity discovery module)"
     def __init__(self, config: SaGConfig):
@@ -85,7 +85,7 @@ class SlotAttention(Projections):
         mean = attn/(attn.sum(-1, keepdim=True) + 1e-7)
         return self.merge(mean @ v), attn.mean(1)
 
-# %% ../nbs/21_shatter.ipynb #037cf17b
+# %% ../nbs/21_shatter.ipynb #a8447707
 class Interaction(Projections):
     "Self-attention among the slots of one group, then feed-forward (paper, entity discovery module)"
     def __init__(self, config: SaGConfig):
@@ -99,7 +99,7 @@ class Interaction(Projections):
         x = x + self.ff(x)
         return rearrange(x, '(b g) s d -> b (g s) d', b=len(slots))
 
-# %% ../nbs/21_shatter.ipynb #d65582c0
+# %% ../nbs/21_shatter.ipynb #9c48f3fc
 class Shatter(nn.Module):
     "Projected patches with their positions to K slots and their maps (paper, entity discovery module)"
     def __init__(self, config: SaGConfig):

@@ -9,7 +9,7 @@ __all__ = ['colours', 'kinds', 'roundish', 'difficulties', 'sizes', 'textures', 
            'referents_of', 'described', 'annotation', 'write_photo', 'number', 'write_all', 'reusable', 'chosen',
            'write_scenes', 'move']
 
-# %% ../nbs/13_synthetic.ipynb #666a73d1
+# %% ../nbs/13_synthetic.ipynb #2f961525
 import functools
 import json
 import os
@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
 
-# %% ../nbs/13_synthetic.ipynb #a785c596
+# %% ../nbs/13_synthetic.ipynb #8df1f7a5
 colours = dict(red=(215, 40, 40), green=(45, 160, 60), blue=(45, 80, 215), yellow=(240, 215, 50),
                purple=(140, 50, 175), orange=(245, 140, 30), white=(243, 243, 243), black=(22, 22, 22))
 
@@ -46,7 +46,7 @@ def outline(kind: str) -> np.ndarray:  # (corners, 2): x, y in units of the shap
 kinds = ('circle', 'oval', 'heart', 'square', 'triangle', 'star', 'cross', 'diamond')
 roundish = kinds[:3]
 
-# %% ../nbs/13_synthetic.ipynb #6cbdd7b6
+# %% ../nbs/13_synthetic.ipynb #fd88a826
 @dataclass(frozen=True)
 class Difficulty:
     "What makes scenes hard"
@@ -59,11 +59,11 @@ class Difficulty:
     ground: float = 16.  # contrast of the ground's texture, in grey levels
 
 difficulties = dict(
-    plain=Difficulty((3, 5), distractors=.3, textured=0., jitter=6., ground=6.),
+    plain=Difficulty((3, 5), distractors=.1, textured=0., jitter=6., ground=6.),
     normal=Difficulty(),
     hard=Difficulty((4, 5), kinds, distractors=.8, textured=.5, jitter=22., ground=26.))
 
-# %% ../nbs/13_synthetic.ipynb #611ed0cd
+# %% ../nbs/13_synthetic.ipynb #1e1805f8
 sizes = dict(small=(.105, .125), big=(.18, .21))  # a shape's radius as a share of the photo's side
 textures = ('plain', 'striped', 'dotted')
 
@@ -78,7 +78,7 @@ class Shape:
     y: float = 0.  # from the top
     radius: float = 0.  # as a share of the photo's side
 
-# %% ../nbs/13_synthetic.ipynb #a875a796
+# %% ../nbs/13_synthetic.ipynb #d51869bd
 def choices(d: Difficulty) -> dict[str, tuple[str, ...]]:
     "The values that each attribute of looks may have"
     return dict(kind=d.kinds, colour=d.colours, size=tuple(sizes), texture=textures if d.textured else ('plain',))
@@ -102,7 +102,7 @@ def looks(rng: np.random.Generator, d: Difficulty) -> list[dict[str, str]]:
         scene.append(distractor(rng, scene[rng.integers(len(scene))], d) if rng.random() < d.distractors else look(rng, d))
     return scene
 
-# %% ../nbs/13_synthetic.ipynb #d0a00cad
+# %% ../nbs/13_synthetic.ipynb #1873a6ae
 def place(rng: np.random.Generator, looks: list[dict[str, str]], tries: int = 30) -> list[Shape] | None:
     "Shapes at free places, or None where they do not fit"
     placed: list[Shape] = []
@@ -120,7 +120,7 @@ def scene(rng: np.random.Generator, d: Difficulty) -> list[Shape]:  # back to fr
         shapes = place(rng, looks(rng, d))
         if shapes: return shapes
 
-# %% ../nbs/13_synthetic.ipynb #0db89309
+# %% ../nbs/13_synthetic.ipynb #e8f362cb
 def coverage(s: Shape, size: int, scale: int = 4) -> np.ndarray:  # (size, size), share of each pixel that the shape covers
     "A shape's outline, antialiased"
     big = Image.new('L', (size*scale, size*scale))
@@ -142,7 +142,7 @@ def paint(rng: np.random.Generator, s: Shape, size: int, d: Difficulty) -> np.nd
     share = np.asarray(pattern(s.texture, size, s.radius))[..., None]  # () for plain shapes
     return colour*(1 - share) + second*share
 
-# %% ../nbs/13_synthetic.ipynb #143d0e93
+# %% ../nbs/13_synthetic.ipynb #80ad625d
 def ground(rng: np.random.Generator, size: int, d: Difficulty) -> np.ndarray:  # (size, size, 3), grey levels
     "A ground: pale tint, clouds of two scales, fine grain"
     coarse = [Image.fromarray(rng.normal(size=(n, n)).astype(np.float32)) for n in (4, 12)]
@@ -165,7 +165,7 @@ def draw(
         masks[i] = share >= .5
     return Image.fromarray(np.clip(photo, 0, 255).astype(np.uint8)), masks
 
-# %% ../nbs/13_synthetic.ipynb #81e5b971
+# %% ../nbs/13_synthetic.ipynb #de0bf8a6
 def regions(
     x: np.ndarray,  # (shapes,) centres, as shares of the photo's side
     y: np.ndarray,
@@ -181,7 +181,7 @@ def extremes(x: np.ndarray, y: np.ndarray, radius: np.ndarray) -> dict[str, np.n
     "Superlatives, in units in which a difference of 1 is plain to see"
     return dict(leftmost=x/.1, rightmost=-x/.1, highest=y/.1, lowest=-y/.1, biggest=-np.log(radius)/.3, smallest=np.log(radius)/.3)
 
-# %% ../nbs/13_synthetic.ipynb #88b42d51
+# %% ../nbs/13_synthetic.ipynb #427da6cd
 class Places:
     "Words for places in one scene"
     def __init__(self, shapes: list[Shape]):
@@ -202,7 +202,7 @@ class Places:
         ahead = (self.value[:, others] > self.value[:, [i]] + 1).all(1) & others.any()
         return [w for w, ok in zip(self.regions + self.extremes, np.concatenate([inside, ahead]), strict=True) if ok]
 
-# %% ../nbs/13_synthetic.ipynb #6195ea45
+# %% ../nbs/13_synthetic.ipynb #ad7c6184
 order = ('size', 'texture', 'colour', 'kind')
 naming = [dict(zip(order, use, strict=True)) for use in product((False, True), repeat=4)]  # which attributes an expression names
 
@@ -221,7 +221,7 @@ def candidates(
         if alone: yield use, '', weight
         for words in places.words(passed, i): yield use, words, weight*(.12 if alone else .5)
 
-# %% ../nbs/13_synthetic.ipynb #22417e80
+# %% ../nbs/13_synthetic.ipynb #9c29f82f
 said = dict(left=('left {}', '{} on the left', '{} on left'), right=('right {}', '{} on the right', '{} on right'),
             top=('top {}', '{} at the top', 'upper {}'), bottom=('bottom {}', '{} at the bottom', 'lower {}'),
             middle=('middle {}', '{} in the middle', 'center {}'))
@@ -241,7 +241,7 @@ def say(
     if not words: return phrase
     return pick(said[words]).format(phrase) if words in said else f'{pick(synonyms.get(words, (words,)))} {phrase}'
 
-# %% ../nbs/13_synthetic.ipynb #8dfde621
+# %% ../nbs/13_synthetic.ipynb #4e416513
 def expressions(
     rng: np.random.Generator,
     shapes: list[Shape],  # the scene
@@ -256,7 +256,7 @@ def expressions(
     chosen = rng.choice(len(ways), min(2*n, len(ways)), replace=False, p=p/p.sum())
     return list(dict.fromkeys(say(rng, shapes[i], *ways[c][:2]) for c in chosen))[:n]
 
-# %% ../nbs/13_synthetic.ipynb #77cbe067
+# %% ../nbs/13_synthetic.ipynb #f23934fa
 def referents_of(split: str, shapes: list[Shape]) -> list[int]:
     "Which shapes of a scene may be referents in a split"
     if split not in ('testA', 'testB'): return list(range(len(shapes)))
@@ -280,7 +280,7 @@ def annotation(s: Shape, mask: np.ndarray, number: int, image_id: int, kinds: li
                 area=int(mask.sum()), bbox=coco_mask.toBbox(rle).tolist(),
                 segmentation=dict(size=rle['size'], counts=rle['counts'].decode()), shape=asdict(s))
 
-# %% ../nbs/13_synthetic.ipynb #b9d59a13
+# %% ../nbs/13_synthetic.ipynb #73afd904
 def write_photo(dest: Path, image_id: int, split: str, seed: int, size: int, d: Difficulty) -> tuple[dict, list[dict], list[dict]]:
     "Draw and write one photo; its entry, its annotations, its referents (their numbers still to be given)"
     rng = np.random.default_rng([seed, image_id])  # each photo by itself: its pixels do not depend on how many others there are
@@ -301,7 +301,7 @@ def number(refs: list[dict]) -> list[dict]:
         r.update(ref_id=ref_id, sent_ids=[s['sent_id'] for s in r['sentences']])
     return refs
 
-# %% ../nbs/13_synthetic.ipynb #b21fc8a1
+# %% ../nbs/13_synthetic.ipynb #13dda6ad
 def write_all(dest: Path, record: dict, d: Difficulty) -> None:
     "Write a whole data set below an empty folder; `record`, its arguments, last"
     for folder in ('refer/refcoco', 'coco/images/train2014'): (dest/folder).mkdir(parents=True)
@@ -316,7 +316,7 @@ def write_all(dest: Path, record: dict, d: Difficulty) -> None:
     (dest/'refer/refcoco/refs(unc).p').write_bytes(pickle.dumps(plain, 2))
     (dest/'scenes.json').write_text(json.dumps(record, indent=1))
 
-# %% ../nbs/13_synthetic.ipynb #1c6a89c2
+# %% ../nbs/13_synthetic.ipynb #4b113ad3
 def reusable(dest: Path, record: dict) -> bool:
     "Whether the folder already holds just these scenes; ValueError where it holds anything else"
     if not dest.exists() or not any(dest.iterdir()): return False
@@ -328,7 +328,7 @@ def reusable(dest: Path, record: dict) -> bool:
     differ = ', '.join(f'{k}={there.get(k)!r} there, {record.get(k)!r} asked' for k in keys)
     raise ValueError(f'{dest} holds other scenes ({differ}): choose another folder, or remove this one')
 
-# %% ../nbs/13_synthetic.ipynb #f1dd3c5c
+# %% ../nbs/13_synthetic.ipynb #315be648
 def chosen(
     difficulty: str | Difficulty,  # 'plain', 'normal', 'hard' or your own
     splits: Collection[str],  # that it will be used for
@@ -344,7 +344,7 @@ def chosen(
             raise ValueError(f"{split} needs a{' round' if wanted else 'n angular'} kind, and this difficulty has {', '.join(d.kinds)}")
     return d
 
-# %% ../nbs/13_synthetic.ipynb #4cb7e85a
+# %% ../nbs/13_synthetic.ipynb #9010b010
 def write_scenes(
     dest: str | os.PathLike,  # the folder to write; `load_refer(dest)` reads it
     seed: int = 0,  # scenes are the same, byte for byte, for the same seed and arguments
@@ -366,7 +366,7 @@ def write_scenes(
     finally: shutil.rmtree(part, ignore_errors=True)
     return dest
 
-# %% ../nbs/13_synthetic.ipynb #97fbdb1c
+# %% ../nbs/13_synthetic.ipynb #1decb1c5
 def move(part: Path, dest: Path, record: dict) -> None:
     "Give a finished folder its name, unless another process was faster"
     try: part.replace(dest)

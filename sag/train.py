@@ -7,7 +7,7 @@ __all__ = ['SHOWN', 'load_data', 'build_model', 'batches', 'optimizer', 'ramp', 
            'Diverged', 'flush', 'look', 'forever', 'first_photos', 'prepare', 'fit', 'commit', 'provenance',
            'write_record', 'write_history']
 
-# %% ../nbs/50_train.ipynb #aca081c2
+# %% ../nbs/50_train.ipynb #ceab6ca2
 import json
 import math
 import os
@@ -36,7 +36,7 @@ from .losses import contrastive_loss, reconstruction_loss
 from .model import SaG
 from .synthetic import write_scenes
 
-# %% ../nbs/50_train.ipynb #bb15307d
+# %% ../nbs/50_train.ipynb #0445a3fb
 def load_data(
     recipe: Recipe, # dataset, root, split_by and synthetic_args are read
     split: str, # such as 'train'; 'train+val' and 'all' work too
@@ -50,7 +50,7 @@ def load_data(
         else: raise ValueError(f'no data set is called {name!r}; there are refcoco, refcoco+, refcocog, captions and synthetic')
     return found
 
-# %% ../nbs/50_train.ipynb #c66084a0
+# %% ../nbs/50_train.ipynb #2d3a6a9e
 def build_model(
     recipe: Recipe, # every field of its `SaGConfig`
     sentences: Sequence[str], # the training expressions, for a vocabulary of `words`
@@ -63,7 +63,7 @@ def build_model(
     model.tokenizer = tokenizer
     return model
 
-# %% ../nbs/50_train.ipynb #e191b417
+# %% ../nbs/50_train.ipynb #98007baa
 def batches(
     recipe: Recipe, # batch_size, group, texts_per_photo, seed and workers
     model: SaG, # its tokenizer and image settings
@@ -77,7 +77,7 @@ def batches(
                         features, text_limit(model), seed=recipe.seed, cache=small)
     return loader(photos, recipe.batch_size, recipe.seed, workers=recipe.workers)
 
-# %% ../nbs/50_train.ipynb #efed5266
+# %% ../nbs/50_train.ipynb #867466f6
 def optimizer(
     model: SaG, # what to train; frozen weights are left out
     recipe: Recipe, # lr, image_lr, text_lr, weight_decay
@@ -89,7 +89,7 @@ def optimizer(
         if p.requires_grad: rates.setdefault(rate, []).append(p)
     return torch.optim.AdamW([dict(params=p, lr=r) for r, p in rates.items()], weight_decay=recipe.weight_decay, fused=model.device.type == 'cuda')
 
-# %% ../nbs/50_train.ipynb #529867da
+# %% ../nbs/50_train.ipynb #5baa5dce
 def ramp(
     step: int, # counted from 0
     recipe: Recipe, # warmup
@@ -106,7 +106,7 @@ def lr_factor(
     cosine = .5*(1 + math.cos(math.pi*max(0, step - recipe.warmup)/total))
     return cosine*(ramp(step + 1, recipe) if recipe.warmup_kind == 'lr' else 1.)
 
-# %% ../nbs/50_train.ipynb #b63832b4
+# %% ../nbs/50_train.ipynb #e11b182a
 @dataclass
 class Training:
     "What changes while a model trains"
@@ -131,7 +131,7 @@ class Training:
         schedule = torch.optim.lr_scheduler.LambdaLR(adamw, lambda s: lr_factor(s, self.total, self.recipe))
         self.optimizer, self.scheduler = self.accelerator.prepare(adamw, schedule)
 
-# %% ../nbs/50_train.ipynb #36f913a8
+# %% ../nbs/50_train.ipynb #b9dd80e4
 def losses(
     training: Training, # its model and recipe
     batch: Batch, # on the model's device
@@ -160,7 +160,7 @@ def train_step(
     training.step += 1
     return row
 
-# %% ../nbs/50_train.ipynb #1acd090f
+# %% ../nbs/50_train.ipynb #db4e7dc8
 class Diverged(FloatingPointError):
     "The loss stopped being a number"
 
@@ -177,7 +177,7 @@ def flush(
         training.history.append(row)
     pending.clear()
 
-# %% ../nbs/50_train.ipynb #569ec786
+# %% ../nbs/50_train.ipynb #b547e219
 def look(
     training: Training, # weights are saved into its `dest` when the rule says so
     val: Expressions, # with masks or boxes; may be empty
@@ -194,7 +194,7 @@ def look(
     if better: training.best = found['val mIoU']
     return found
 
-# %% ../nbs/50_train.ipynb #4f9cf7a9
+# %% ../nbs/50_train.ipynb #f8078b8c
 def forever(
     batches: Any, # a loader with `set_epoch`
 ) -> Iterator[Batch]:
@@ -212,7 +212,7 @@ def first_photos(
     "The expressions of the first `n` photos"
     return Expressions([e for es in list(expressions.photos().values())[:n or None] for e in es])
 
-# %% ../nbs/50_train.ipynb #7c97c490
+# %% ../nbs/50_train.ipynb #a88edf26
 def prepare(
     recipe: Recipe, # what to train
     dest: str | Path, # the run's folder
@@ -233,7 +233,7 @@ def prepare(
     total = recipe.steps or round(recipe.epochs*len(data))
     return Training(recipe, model, total, Path(dest)), data, val, features
 
-# %% ../nbs/50_train.ipynb #63d199b6
+# %% ../nbs/50_train.ipynb #801eb197
 SHOWN = ('contrastive', 'reconstruction', 'val mIoU') # beside the progress bar
 
 def fit(
@@ -258,7 +258,7 @@ def fit(
     training.model = SaG.from_pretrained(training.dest).to(training.accelerator.device)
     return training
 
-# %% ../nbs/50_train.ipynb #30b935bc
+# %% ../nbs/50_train.ipynb #2493e3f0
 def commit() -> str:
     "The git commit of the code, with `+` where the tree has changes; 'unknown' outside a checkout"
     git = lambda *args: subprocess.run(['git', '-C', str(project_root()), *args], capture_output=True, text=True)
@@ -274,7 +274,7 @@ def provenance() -> dict:
                 machine=dict(gpu=gpu, cores=os.cpu_count(), threads=torch.get_num_threads(), cpu=platform.machine()),
                 started=datetime.now(timezone.utc).isoformat(timespec='seconds'))
 
-# %% ../nbs/50_train.ipynb #e1f5fa65
+# %% ../nbs/50_train.ipynb #c78ee5c8
 def write_record(
     training: Training, # its recipe and folder
 ) -> None:
