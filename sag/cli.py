@@ -6,7 +6,7 @@
 __all__ = ['commands', 'positional', 'train', 'typed', 'recipe_options', 'evaluate', 'predict', 'demo', 'results_table', 'docs',
            'parser_of', 'main']
 
-# %% ../nbs/62_cli.ipynb #8345572e
+# %% ../nbs/62_cli.ipynb #b5da5932
 import json
 import re
 import sys
@@ -21,7 +21,7 @@ from fastcore.script import anno_parser
 
 from .config import Recipe, recipe
 
-# %% ../nbs/62_cli.ipynb #3523eb31
+# %% ../nbs/62_cli.ipynb #2fd47321
 def train(
     preset: str = 'unc', # starting point: demo, smoke, unc, unc+, gref or refcocog_umd
     dest: str = 'runs/train', # the run's folder
@@ -34,7 +34,7 @@ def train(
     from sag.runs import run
     return run('train', dest, preset=preset, changes=changes, test=test, draws=draws)
 
-# %% ../nbs/62_cli.ipynb #f1d21993
+# %% ../nbs/62_cli.ipynb #38f87838
 def typed(
     kind: type, # of a field
 ) -> Callable[[str], Any]:
@@ -58,7 +58,7 @@ def recipe_options(
         kind: Any = f.type
         group.add_argument(*names, dest=f.name, type=typed(kind), default=SUPPRESS, help=helps[f.name].replace('%', '%%'), metavar=kind.__name__)
 
-# %% ../nbs/62_cli.ipynb #17d28781
+# %% ../nbs/62_cli.ipynb #8b3408f5
 def evaluate(
     model: str, # a run's folder, a hub id or a released .pth.tar
     dataset: str = 'refcoco', # refcoco, refcoco+, refcocog or synthetic; several with commas
@@ -76,7 +76,7 @@ def evaluate(
     model = str(Path(model).resolve()) if Path(model).exists() else model
     return run('evaluate', dest, model=model, dataset=dataset, root=root, split_by=split_by, split=split, draws=draws, shown=shown)
 
-# %% ../nbs/62_cli.ipynb #c8494160
+# %% ../nbs/62_cli.ipynb #55554bbb
 def predict(
     image: str, # a photo
     expression: str, # what to find, such as "left dog"
@@ -94,7 +94,7 @@ def predict(
     with atomic(path) as temp: overlay(photo, found.masks[0].numpy()).save(temp, format='PNG')
     return path
 
-# %% ../nbs/62_cli.ipynb #a439011c
+# %% ../nbs/62_cli.ipynb #8ad8ec4c
 def demo(
     dest: str = 'runs/demo', # the run's folder
     seed: int = 1, # of weights and order
@@ -120,7 +120,7 @@ def results_table(
         lines.append(f"{'the model' if rule == 'relevance' else rule:14}" + ''.join(f'{c:>22}' for c in cells))
     return '\n'.join(lines)
 
-# %% ../nbs/62_cli.ipynb #8e590dc4
+# %% ../nbs/62_cli.ipynb #39f777fa
 def docs(
     dest: str = '_docs', # where the site goes
 ) -> Path:
@@ -128,7 +128,7 @@ def docs(
     from sag.docs import build
     return Path(build(dest))
 
-# %% ../nbs/62_cli.ipynb #d78c4bd8
+# %% ../nbs/62_cli.ipynb #fd29d420
 commands: dict[str, Callable] = dict(demo=demo, train=train, evaluate=evaluate, predict=predict, docs=docs)
 positional = dict(evaluate=['model'], predict=['image', 'expression'])
 
@@ -140,6 +140,7 @@ def parser_of(
     if name == 'train': recipe_options(parser)
     return parser
 
+# %% ../nbs/62_cli.ipynb #bd39854f
 def main(
     argv: list[str] | None = None, # words after `sag` (None: the process's own)
 ) -> int: # exit status

@@ -6,7 +6,7 @@
 __all__ = ['demo', 'smoke', 'released', 'presets', 'group_presets', 'Encoders', 'SaGConfig', 'Data', 'Recipe', 'change',
            'model_config', 'to_json', 'from_json', 'recipe', 'project_root', 'shared']
 
-# %% ../nbs/00_config.ipynb #266fdb32
+# %% ../nbs/00_config.ipynb #c94695b3
 import json
 import os
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -14,7 +14,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-# %% ../nbs/00_config.ipynb #38e0e8b2
+# %% ../nbs/00_config.ipynb #75195ab2
 @dataclass(frozen=True)
 class Encoders:
     "The backbones: any timm model, any transformers text encoder (paper, feature extractors)"
@@ -28,6 +28,7 @@ class Encoders:
     image_stride: int = 16 # convolutional network: pixels per feature
     position_resize: str = 'timm' # ViT at another size: `timm` (bicubic, antialiased) or `bilinear` (released checkpoints)
     image_norm_eps: float = 0. # LayerNorm epsilon (0: timm's own; released checkpoints use 1e-5)
+    image_standardize: bool = False # scale each patch's features to mean 0 and variance 1, so that reconstruction losses of backbones compare
     drop_path: float = .1 # stochastic depth of the ViT, rising linearly over depth
     freeze_image: bool = False # keep the backbone as it is
     text_encoder: str = 'bert-base-uncased' # transformers name or a local folder, tokenizer included
@@ -37,7 +38,7 @@ class Encoders:
     max_text_length: int = 0 # tokens with [CLS] and [SEP] (0: as many as the encoder takes)
     freeze_text: bool = False # keep the text encoder as it is
 
-# %% ../nbs/00_config.ipynb #0412871a
+# %% ../nbs/00_config.ipynb #655a447e
 @dataclass(frozen=True)
 class SaGConfig(Encoders):
     "What a model is: the encoders, then shatter, gather and reconstruct (paper: entity discovery, modality fusion, reconstruction)"
@@ -62,7 +63,7 @@ class SaGConfig(Encoders):
         "K = K_g · K_s"
         return self.groups * self.slots_per_group
 
-# %% ../nbs/00_config.ipynb #eb60a965
+# %% ../nbs/00_config.ipynb #d92b63f9
 @dataclass(frozen=True)
 class Data(SaGConfig):
     "Where expressions and photos come from"
@@ -78,7 +79,7 @@ class Data(SaGConfig):
     feature_dir: str = 'data/features' # where cached features lie
     workers: int = 0 # processes that decode photos
 
-# %% ../nbs/00_config.ipynb #641fac04
+# %% ../nbs/00_config.ipynb #7a946c6e
 @dataclass(frozen=True)
 class Recipe(Data):
     "A training, complete: model, data and optimisation (paper, implementation details)"
@@ -100,7 +101,7 @@ class Recipe(Data):
     evaluate_every: int = 0 # steps between looks at `val_split` (0: only at the end)
     val_photos: int = 200 # photos of `val_split` looked at while training
 
-# %% ../nbs/00_config.ipynb #633b177c
+# %% ../nbs/00_config.ipynb #a9ff2b14
 def change(
     recipe: Recipe, # the recipe to start from
     **changes: Any, # fields to set
@@ -114,7 +115,7 @@ def change(
     values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in changes.items()} # JSON and papermill have no tuples
     return replace(recipe, **values)
 
-# %% ../nbs/00_config.ipynb #625f32aa
+# %% ../nbs/00_config.ipynb #6390ef83
 def model_config(
     recipe: SaGConfig, # a recipe, or any config
 ) -> SaGConfig:
@@ -134,7 +135,7 @@ def from_json(
     "Read `to_json`'s text; an unknown field is a TypeError"
     return change(cls(), **json.loads(text))
 
-# %% ../nbs/00_config.ipynb #2d7899d1
+# %% ../nbs/00_config.ipynb #c5e0e504
 _tiny_text = dict(
     model_type='bert', hidden_size=128, num_hidden_layers=2, num_attention_heads=4, intermediate_size=256, max_position_embeddings=32,
     hidden_dropout_prob=0., attention_probs_dropout_prob=0.)
@@ -143,13 +144,13 @@ demo = Recipe(
     image_encoder='convnext_atto', image_args=_stem, image_weights='random', image_size=64, image_stride=4,
     text_encoder='words', text_weights='random', text_args=_tiny_text, text_pooling='mean',
     dim=64, context_dim=64, groups=8, slots_per_group=1, iterations=3, slot_heads=1, slot_head_dim=64, interact_head_dim=32, fusion_heads=1,
-    fusion_head_dim=64, dropout=0., dataset='synthetic', root='data/synthetic', synthetic_args=dict(difficulty='plain'), group='photo', steps=1000,
+    fusion_head_dim=64, dropout=0., dataset='synthetic', root='data/synthetic', synthetic_args=dict(difficulty='plain'), group='photo', steps=2500,
     lr=1e-3, image_lr=1e-3, text_lr=2e-4, clip=1., warmup=100, warmup_kind='lr', evaluate_every=250)
 _few = dict(train=24, val=6, testA=4, testB=4)
 smoke = change(demo, root='data/smoke', synthetic_args=dict(photos=_few), steps=4, batch_size=8, warmup=2, evaluate_every=2, dim=32, context_dim=32)
 released = Recipe(precision='fp16', evaluate_every=5000)
 
-# %% ../nbs/00_config.ipynb #5017d16d
+# %% ../nbs/00_config.ipynb #c319d563
 presets: dict[str, Recipe] = {
     'demo': demo, 'smoke': smoke,
     'unc': change(released, dataset='refcoco'),
@@ -167,7 +168,7 @@ def recipe(
     if preset not in presets: raise ValueError(f"no preset is called {preset!r}; there are {', '.join(presets)}")
     return change(presets[preset], **changes)
 
-# %% ../nbs/00_config.ipynb #e99ea35a
+# %% ../nbs/00_config.ipynb #2a13af9a
 def project_root() -> Path:
     "The checkout this package runs from, or the current folder for an installed package"
     here = Path(__file__).resolve().parent.parent if '__file__' in globals() else Path.cwd().parent
