@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['Decoder']
 
-# %% ../nbs/23_decoder.ipynb #22aefe2c
+# %% ../nbs/23_decoder.ipynb #fc7dd383
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import SaGConfig
 
-# %% ../nbs/23_decoder.ipynb #b0913dcd
+# %% ../nbs/23_decoder.ipynb #7ec3497e
 class Decoder(nn.Module):
     "Slots (B, K, D) to features (B, N, C) and decoder maps (B, K, N) (paper, reconstruction loss)"
     def __init__(self, config: SaGConfig, channels: int):
@@ -27,8 +27,8 @@ class Decoder(nn.Module):
         return torch.cat([self.col[:w].expand(h, -1, -1), self.row[:h, None].expand(-1, w, -1)], -1).flatten(0, 1)
 
     def forward(self, slots: Tensor, h: int, w: int) -> tuple[Tensor, Tensor]:
-        x = self.first(slots)[:, :, None] + F.linear(self.positions(h, w), self.first.weight) # (B, K, N, D)
-        x = self.third(self.second(x.relu()).relu()).relu()
-        maps = F.linear(x, self.last.weight[-1:], self.last.bias[-1:])[..., 0].softmax(1) # (B, K, N)
-        mixed = torch.einsum('bkn,bknd->bnd', maps, x)
-        return F.linear(mixed, self.last.weight[:-1], self.last.bias[:-1]), maps
+        x = self.first(slots)[:, None] + F.linear(self.positions(h, w), self.first.weight)[:, None] # (B, N, K, D)
+        x = self.third(self.second(x.relu_()).relu_()).relu_()
+        maps = F.linear(x, self.last.weight[-1:], self.last.bias[-1:]).softmax(2) # (B, N, K, 1)
+        mixed = (maps.transpose(2, 3) @ x)[:, :, 0] # (B, N, D)
+        return F.linear(mixed, self.last.weight[:-1], self.last.bias[:-1]), maps[..., 0].transpose(1, 2)
