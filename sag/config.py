@@ -6,7 +6,7 @@
 __all__ = ['demo', 'smoke', 'released', 'presets', 'group_presets', 'Encoders', 'SaGConfig', 'Data', 'Recipe', 'change',
            'model_config', 'to_json', 'from_json', 'recipe', 'project_root', 'shared']
 
-# %% ../nbs/00_config.ipynb #c94695b3
+# %% ../nbs/00_config.ipynb #4d8f92c3
 import json
 import os
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -14,7 +14,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-# %% ../nbs/00_config.ipynb #75195ab2
+# %% ../nbs/00_config.ipynb #fc42d6f7
 @dataclass(frozen=True)
 class Encoders:
     "The backbones: any timm model, any transformers text encoder (paper, feature extractors)"
@@ -38,7 +38,7 @@ class Encoders:
     max_text_length: int = 0 # tokens with [CLS] and [SEP] (0: as many as the encoder takes)
     freeze_text: bool = False # keep the text encoder as it is
 
-# %% ../nbs/00_config.ipynb #655a447e
+# %% ../nbs/00_config.ipynb #d2cf37ef
 @dataclass(frozen=True)
 class SaGConfig(Encoders):
     "What a model is: the encoders, then shatter, gather and reconstruct (paper: entity discovery, modality fusion, reconstruction)"
@@ -63,12 +63,12 @@ class SaGConfig(Encoders):
         "K = K_g · K_s"
         return self.groups * self.slots_per_group
 
-# %% ../nbs/00_config.ipynb #d92b63f9
+# %% ../nbs/00_config.ipynb #44f46231
 @dataclass(frozen=True)
 class Data(SaGConfig):
     "Where expressions and photos come from"
-    dataset: str = 'refcoco' # refcoco, refcoco+, refcocog, captions or synthetic; several with commas
-    split_by: str = 'unc' # whose split: unc, or for refcocog google or umd
+    dataset: str = 'refcoco' # a name in `sag.prepare.DATASETS`, npz or synthetic; several with commas
+    split_by: str = '' # whose split, such as unc, google or umd ('': the usual one)
     root: str = 'data' # folder of the data set
     train_split: str = 'train' # photos and expressions to learn from
     val_split: str = 'val' # split watched while training ('' for none); its masks serve measuring alone
@@ -79,7 +79,7 @@ class Data(SaGConfig):
     feature_dir: str = 'data/features' # where cached features lie
     workers: int = 0 # processes that decode photos
 
-# %% ../nbs/00_config.ipynb #7a946c6e
+# %% ../nbs/00_config.ipynb #3f88e4e6
 @dataclass(frozen=True)
 class Recipe(Data):
     "A training, complete: model, data and optimisation (paper, implementation details)"
@@ -101,7 +101,7 @@ class Recipe(Data):
     evaluate_every: int = 0 # steps between looks at `val_split` (0: only at the end)
     val_photos: int = 200 # photos of `val_split` looked at while training
 
-# %% ../nbs/00_config.ipynb #a9ff2b14
+# %% ../nbs/00_config.ipynb #4033bf94
 def change(
     recipe: Recipe, # the recipe to start from
     **changes: Any, # fields to set
@@ -115,7 +115,7 @@ def change(
     values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in changes.items()} # JSON and papermill have no tuples
     return replace(recipe, **values)
 
-# %% ../nbs/00_config.ipynb #6390ef83
+# %% ../nbs/00_config.ipynb #c530a536
 def model_config(
     recipe: SaGConfig, # a recipe, or any config
 ) -> SaGConfig:
@@ -135,7 +135,7 @@ def from_json(
     "Read `to_json`'s text; an unknown field is a TypeError"
     return change(cls(), **json.loads(text))
 
-# %% ../nbs/00_config.ipynb #c5e0e504
+# %% ../nbs/00_config.ipynb #0686bd8f
 _tiny_text = dict(
     model_type='bert', hidden_size=128, num_hidden_layers=2, num_attention_heads=4, intermediate_size=256, max_position_embeddings=32,
     hidden_dropout_prob=0., attention_probs_dropout_prob=0.)
@@ -150,13 +150,15 @@ _few = dict(train=24, val=6, testA=4, testB=4)
 smoke = change(demo, root='data/smoke', synthetic_args=dict(photos=_few), steps=4, batch_size=8, warmup=2, evaluate_every=2, dim=32, context_dim=32)
 released = Recipe(precision='fp16', evaluate_every=5000)
 
-# %% ../nbs/00_config.ipynb #c319d563
+# %% ../nbs/00_config.ipynb #16eeab34
 presets: dict[str, Recipe] = {
     'demo': demo, 'smoke': smoke,
     'unc': change(released, dataset='refcoco'),
     'unc+': change(released, dataset='refcoco+'),
     'gref': change(released, dataset='refcocog', split_by='google'),
     'refcocog_umd': change(released, dataset='refcocog', split_by='umd'),
+    'phrasecut': change(released, dataset='phrasecut', val_split='val+miniv'),
+    'referit': change(released, dataset='refclef', split_by='berkeley'),
 }
 group_presets = {'18x2': dict(groups=18, slots_per_group=2), '12x3': dict(groups=12, slots_per_group=3)} # the paper's headline; the released scripts
 
@@ -164,11 +166,11 @@ def recipe(
     preset: str, # a name in `presets`
     **changes: Any, # fields to change
 ) -> Recipe:
-    "A preset with some fields changed; an unknown name is a ValueError"
-    if preset not in presets: raise ValueError(f"no preset is called {preset!r}; there are {', '.join(presets)}")
-    return change(presets[preset], **changes)
+    "A preset with some fields changed; `Gref` is `gref`; an unknown name is a ValueError"
+    if preset.lower() not in presets: raise ValueError(f"no preset is called {preset!r}; there are {', '.join(presets)}")
+    return change(presets[preset.lower()], **changes)
 
-# %% ../nbs/00_config.ipynb #2a13af9a
+# %% ../nbs/00_config.ipynb #e81d36f8
 def project_root() -> Path:
     "The checkout this package runs from, or the current folder for an installed package"
     here = Path(__file__).resolve().parent.parent if '__file__' in globals() else Path.cwd().parent

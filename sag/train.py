@@ -5,18 +5,21 @@
 # %% auto #0
 __all__ = ['SHOWN', 'load_data', 'build_model', 'batches', 'optimizer', 'ramp', 'lr_factor', 'accelerator', 'Training', 'losses',
            'train_step', 'Diverged', 'flush', 'look', 'forever', 'first_photos', 'prepare', 'fit', 'commit',
-           'provenance', 'write_record', 'write_history']
+           'provenance', 'write_record', 'warn_of_leak', 'write_history']
 
-# %% ../nbs/50_train.ipynb #1623115c
+# %% ../nbs/50_train.ipynb #3f59e8ad
 import json
 import math
 import os
 import platform
 import subprocess
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
+from functools import reduce
 from importlib.metadata import version
+from operator import add
 from pathlib import Path
 from typing import Any
 
@@ -28,29 +31,30 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .config import Recipe, change, project_root
-from .data import Batch, Expressions, PhotoTexts, load_captions, load_refer, load_tokenizer, loader, word_tokenizer
+from .data import Batch, Expressions, PhotoTexts, load_refer, load_tokenizer, loader, word_tokenizer
 from .evaluate import evaluate, summary, text_limit
 from .features import Features, cache_features
 from .files import atomic
 from .losses import contrastive_loss, reconstruction_loss
 from .model import SaG
+from .npz import load_npz
+from .prepare import DATASETS, leak, load, photo_key
 from .synthetic import write_scenes
 
-# %% ../nbs/50_train.ipynb #8eaabfad
+# %% ../nbs/50_train.ipynb #a7035e89
 def load_data(
     recipe: Recipe, # dataset, root, split_by and synthetic_args are read
     split: str, # such as 'train'; 'train+val' and 'all' work too
 ) -> Expressions:
     "The expressions of a split; an unknown data set is a ValueError"
-    found = Expressions()
-    for name in recipe.dataset.split(','):
-        if name == 'synthetic': found += load_refer(write_scenes(recipe.root, **recipe.synthetic_args), 'refcoco').split(split)
-        elif name == 'captions': found += load_captions(recipe.root, split=split)
-        elif name in ('refcoco', 'refcoco+', 'refcocog'): found += load_refer(recipe.root, name, split_by=recipe.split_by).split(split)
-        else: raise ValueError(f'no data set is called {name!r}; there are refcoco, refcoco+, refcocog, captions and synthetic')
-    return found
+    def one(name: str) -> Expressions:
+        if name == 'synthetic': return load_refer(write_scenes(recipe.root, **recipe.synthetic_args), 'refcoco').split(split)
+        if name == 'npz': return load_npz(recipe.root, split)
+        if name in DATASETS: return load(name, recipe.root, recipe.split_by, split)
+        raise ValueError(f"no data set is called {name!r}; there are {', '.join(DATASETS)}, npz and synthetic")
+    return reduce(add, map(one, recipe.dataset.split(',')))
 
-# %% ../nbs/50_train.ipynb #157e6780
+# %% ../nbs/50_train.ipynb #dc1ff1e4
 def build_model(
     recipe: Recipe, # every field of its `SaGConfig`
     sentences: Sequence[str], # the training expressions, for a vocabulary of `words`
@@ -63,7 +67,7 @@ def build_model(
     model.tokenizer = tokenizer
     return model
 
-# %% ../nbs/50_train.ipynb #20ccb65b
+# %% ../nbs/50_train.ipynb #7f3b6c7b
 def batches(
     recipe: Recipe, # batch_size, group, texts_per_photo, seed and workers
     model: SaG, # its tokenizer and image settings
@@ -72,12 +76,12 @@ def batches(
 ) -> Any: # a loader of `Batch` with `set_epoch`
     "The training's batches; a photo that fits in memory is decoded once"
     c = model.config
-    small = recipe.workers == 0 and len(expressions.photos())*3*c.image_size**2 < 2e9 # bytes
+    small = recipe.workers == 0 and len(expressions.photo_files())*3*c.image_size**2 < 2e9 # bytes
     photos = PhotoTexts(expressions, model.tokenizer, c.image_size, c.image_mean, c.image_std, recipe.group, recipe.texts_per_photo,
                         features, text_limit(model), seed=recipe.seed, cache=small)
     return loader(photos, recipe.batch_size, recipe.seed, workers=recipe.workers)
 
-# %% ../nbs/50_train.ipynb #738ad0f3
+# %% ../nbs/50_train.ipynb #c462b40e
 def optimizer(
     model: SaG, # what to train; frozen weights are left out
     recipe: Recipe, # lr, image_lr, text_lr, weight_decay
@@ -89,7 +93,7 @@ def optimizer(
         if p.requires_grad: rates.setdefault(rate, []).append(p)
     return torch.optim.AdamW([dict(params=p, lr=r) for r, p in rates.items()], weight_decay=recipe.weight_decay, fused=model.device.type == 'cuda')
 
-# %% ../nbs/50_train.ipynb #b92ff3c0
+# %% ../nbs/50_train.ipynb #989d7c65
 def ramp(
     step: int, # counted from 0
     recipe: Recipe, # warmup
@@ -106,7 +110,7 @@ def lr_factor(
     cosine = .5*(1 + math.cos(math.pi*max(0, step - recipe.warmup)/total))
     return cosine*(ramp(step + 1, recipe) if recipe.warmup_kind == 'lr' else 1.)
 
-# %% ../nbs/50_train.ipynb #2837b764
+# %% ../nbs/50_train.ipynb #6d3e45e8
 def accelerator(
     precision: str, # fp32, fp16 or bf16
 ) -> Accelerator:
@@ -115,7 +119,7 @@ def accelerator(
     if precision != 'fp32' and not torch.cuda.is_available(): raise ValueError(f"precision={precision!r} needs a GPU; on a CPU use precision='fp32'")
     return Accelerator(mixed_precision='no' if precision == 'fp32' else precision)
 
-# %% ../nbs/50_train.ipynb #21d23d99
+# %% ../nbs/50_train.ipynb #229c7b2b
 @dataclass
 class Training:
     "What changes while a model trains"
@@ -137,7 +141,7 @@ class Training:
         schedule = torch.optim.lr_scheduler.LambdaLR(adamw, lambda s: lr_factor(s, self.total, self.recipe))
         self.optimizer, self.scheduler = self.accelerator.prepare(adamw, schedule)
 
-# %% ../nbs/50_train.ipynb #a1aaeaac
+# %% ../nbs/50_train.ipynb #69691706
 def losses(
     training: Training, # its model and recipe
     batch: Batch, # on the model's device
@@ -150,6 +154,7 @@ def losses(
         contrast, recon = contrastive_loss(out, batch.image_of_text, r.temperature), reconstruction_loss(out)
     return dict(loss=contrast + r.reconstruction_weight*recon, contrastive=contrast, reconstruction=recon)
 
+# %% ../nbs/50_train.ipynb #e81c3b96
 def train_step(
     training: Training, # model, optimiser and schedule are advanced by one iteration
     batch: Batch, # on the model's device
@@ -166,7 +171,7 @@ def train_step(
     training.step += 1
     return row
 
-# %% ../nbs/50_train.ipynb #98f48451
+# %% ../nbs/50_train.ipynb #93920089
 class Diverged(FloatingPointError):
     "The loss stopped being a number"
 
@@ -183,7 +188,7 @@ def flush(
         training.history.append(row)
     pending.clear()
 
-# %% ../nbs/50_train.ipynb #0b628e93
+# %% ../nbs/50_train.ipynb #b26950f7
 def look(
     training: Training, # weights are saved into its `dest` when the rule says so
     val: Expressions, # with masks or boxes; may be empty
@@ -200,7 +205,7 @@ def look(
     if better: training.best = found['val mIoU']
     return found
 
-# %% ../nbs/50_train.ipynb #2fb8de33
+# %% ../nbs/50_train.ipynb #8ad872d3
 def forever(
     batches: Any, # a loader with `set_epoch`
 ) -> Iterator[Batch]:
@@ -218,7 +223,7 @@ def first_photos(
     "The expressions of the first `n` photos"
     return Expressions([e for es in list(expressions.photos().values())[:n or None] for e in es])
 
-# %% ../nbs/50_train.ipynb #d24f1fa2
+# %% ../nbs/50_train.ipynb #5e39a2e8
 def prepare(
     recipe: Recipe, # what to train
     dest: str | Path, # the run's folder
@@ -234,12 +239,12 @@ def prepare(
         raise ValueError(f"selection='best_val_miou' needs masks, and {recipe.val_split!r} has none; use 'last'")
     model = build_model(recipe, [e.sentence for e in train])
     features = None
-    if recipe.cache_features: features = cache_features(model.image, model.config, list((train + val).photos()), recipe.feature_dir)
+    if recipe.cache_features: features = cache_features(model.image, model.config, (train + val).photo_files(), recipe.feature_dir)
     data = batches(recipe, model, train, features)
     total = recipe.steps or round(recipe.epochs*len(data))
     return Training(recipe, model, total, Path(dest)), data, val, features
 
-# %% ../nbs/50_train.ipynb #93f297d8
+# %% ../nbs/50_train.ipynb #636ee477
 SHOWN = ('contrastive', 'reconstruction', 'val mIoU') # beside the progress bar
 
 def fit(
@@ -249,7 +254,8 @@ def fit(
 ) -> Training: # its model holds the selected weights
     "Train a model from image–text pairs"
     training, data, val, features = prepare(recipe, dest)
-    write_record(training)
+    write_record(training, data.dataset.expressions)
+    warn_of_leak(val, training.dest)
     stream, pending = forever(data), []
     training.model.train()
     for step in (bar := tqdm(range(1, training.total + 1), desc='training', mininterval=5)):
@@ -264,7 +270,7 @@ def fit(
     training.model = SaG.from_pretrained(training.dest).to(training.accelerator.device)
     return training
 
-# %% ../nbs/50_train.ipynb #79a6e53a
+# %% ../nbs/50_train.ipynb #ac72cf29
 def commit() -> str:
     "The git commit of the code, with `+` where the tree has changes; 'unknown' outside a checkout"
     git = lambda *args: subprocess.run(['git', '-C', str(project_root()), *args], capture_output=True, text=True)
@@ -280,14 +286,25 @@ def provenance() -> dict:
                 machine=dict(gpu=gpu, cores=os.cpu_count(), threads=torch.get_num_threads(), cpu=platform.machine()),
                 started=datetime.now(timezone.utc).isoformat(timespec='seconds'))
 
-# %% ../nbs/50_train.ipynb #eed6d078
+# %% ../nbs/50_train.ipynb #e067a94f
 def write_record(
     training: Training, # its recipe and folder
+    train: Expressions, # what it learns from
 ) -> None:
-    "run.json: recipe and provenance"
+    "run.json: recipe and provenance; train_photos.txt: the photos' keys"
     record = dict(recipe=asdict(training.recipe), steps=training.total, selection=training.recipe.selection, seed=training.recipe.seed,
                   parameters=sum(p.numel() for p in training.model.parameters() if p.requires_grad)) | provenance()
     with atomic(training.dest/'run.json') as temp: temp.write_text(json.dumps(record, indent=2), encoding='utf-8')
+    with atomic(training.dest/'train_photos.txt') as temp: temp.write_text('\n'.join(sorted({photo_key(p) for p in train.photo_files()})), encoding='utf-8')
+
+def warn_of_leak(
+    expressions: Expressions, # to evaluate on
+    run: str | Path, # folder of the model's run; nothing is known of a model without train_photos.txt
+) -> None:
+    "A warning that counts the photos the model was trained on"
+    seen = Path(run)/'train_photos.txt'
+    said = leak(expressions, seen.read_text(encoding='utf-8').splitlines()) if seen.is_file() else ''
+    if said: warnings.warn(said, stacklevel=2)
 
 def write_history(
     training: Training, # its history
