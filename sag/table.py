@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SCHEMA', 'row_of', 'write_table', 'Columns', 'referent', 'record', 'Rows', 'of_each', 'named', 'Table']
 
-# %% ../nbs/17_table.ipynb #2e0f16a9
+# %% ../nbs/17_table.ipynb #10146abd
 import json
 import os
 from collections import Counter
@@ -16,11 +16,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from tqdm import tqdm
 
 from .files import atomic
 from .refer import Expression, Expressions, split_names, to_rle
 
-# %% ../nbs/17_table.ipynb #b82a911d
+# %% ../nbs/17_table.ipynb #27731aea
 _name, _ints = pa.dictionary(pa.int32(), pa.string()), pa.list_(pa.int64())
 SCHEMA = pa.schema(dict(
     ref_id=pa.int64(), image_id=pa.int64(), image=_name, height=pa.int32(), width=pa.int32(), split=_name, category=_name, no_target=pa.bool_(),
@@ -42,7 +43,7 @@ def row_of(
     return same | dict(image=Path(os.path.relpath(e.image, photos)).as_posix(), rles=[counts(s) for s in e.segmentations],
                        sent_ids=[x.sent_id for x in es], sentences=[x.sentence for x in es])
 
-# %% ../nbs/17_table.ipynb #4fc71aa4
+# %% ../nbs/17_table.ipynb #7e5d7d23
 def write_table(
     expressions: Iterable[Expression],  # those of one referent stand together
     path: str | os.PathLike,  # the table's file, such as data/prepared/refcoco-unc.arrow
@@ -53,13 +54,13 @@ def write_table(
     path = Path(path)
     folder = Path(photos or path.parent)
     referents = groupby(expressions, lambda e: (e.image, e.ref_id, e.ann_ids, e.split, e.tags))
-    rows = [row_of(list(es), folder) for _, es in referents]
+    rows = [row_of(list(es), folder) for _, es in tqdm(referents, path.stem, unit=' referents', mininterval=2)]
     meta = dict(photos=os.path.relpath(folder, path.parent), **about)
     table = pa.Table.from_pylist(rows, SCHEMA).combine_chunks().replace_schema_metadata({'sag': json.dumps(meta)})
     with atomic(path) as temp, pa.OSFile(str(temp), 'wb') as sink, pa.ipc.new_file(sink, table.schema) as out: out.write_table(table)
     return Table.open(path)
 
-# %% ../nbs/17_table.ipynb #0b8eb833
+# %% ../nbs/17_table.ipynb #02231d9e
 class Columns:
     "The columns of a table's file"
     def __init__(self, path: Path):
@@ -79,7 +80,7 @@ class Columns:
     def lengths(self, name: str) -> np.ndarray: return np.diff(self.column[name].offsets)  # of each referent's list
     def __reduce__(self) -> tuple: return Columns, (self.path,)
 
-# %% ../nbs/17_table.ipynb #f40b4f0f
+# %% ../nbs/17_table.ipynb #3e0498af
 def referent(
     c: Columns,  # of a table
     r: int,  # number of the row
@@ -103,7 +104,7 @@ def record(
         last[c.path, r] = referent(c, r)
     return Expression(sent_id=c.sent_ids[i].as_py(), sentence=c.sentences[i].as_py(), **last[c.path, r])
 
-# %% ../nbs/17_table.ipynb #3e5d59c1
+# %% ../nbs/17_table.ipynb #c93009c9
 class Rows(Expressions):
     "Expressions that stay on disk: `files` and, for each expression, which file and which sentence of it"
     def __init__(self, files: list[Columns], rows: np.ndarray): self.files, self.rows = files, rows
@@ -119,7 +120,7 @@ class Rows(Expressions):
         if not isinstance(other, Rows): return super().__add__(other)
         return type(self)(self.files + other.files, np.concatenate([self.rows, other.rows + [len(self.files), 0]]))
 
-# %% ../nbs/17_table.ipynb #11f799b6
+# %% ../nbs/17_table.ipynb #33d8d547
 def of_each(
     rows: Rows,  # whose expressions
     value: Callable[[Columns], np.ndarray],  # of each referent of a file
@@ -137,7 +138,7 @@ def named(
     def value(c: Columns) -> np.ndarray: return np.array([*c.names[column], None], object)[c.code[column]]
     return of_each(rows, value).tolist()
 
-# %% ../nbs/17_table.ipynb #ff222dbd
+# %% ../nbs/17_table.ipynb #1c497c10
 class Table(Rows):
     "A data set in an Arrow file: `Table.open(path)`"
     @classmethod
