@@ -4,17 +4,18 @@
 
 # %% auto #0
 __all__ = ['demo', 'smoke', 'released', 'presets', 'group_presets', 'Encoders', 'SaGConfig', 'Data', 'Recipe', 'change',
-           'model_config', 'to_json', 'from_json', 'recipe', 'project_root', 'shared']
+           'model_config', 'to_json', 'from_json', 'recipe', 'project_root', 'shared', 'commit']
 
-# %% ../nbs/00_config.ipynb #4d8f92c3
+# %% ../nbs/00_config.ipynb #f5b9202e
 import json
 import os
+import subprocess
 from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-# %% ../nbs/00_config.ipynb #fc42d6f7
+# %% ../nbs/00_config.ipynb #56c3aef9
 @dataclass(frozen=True)
 class Encoders:
     "The backbones: any timm model, any transformers text encoder (paper, feature extractors)"
@@ -38,7 +39,7 @@ class Encoders:
     max_text_length: int = 0 # tokens with [CLS] and [SEP] (0: as many as the encoder takes)
     freeze_text: bool = False # keep the text encoder as it is
 
-# %% ../nbs/00_config.ipynb #d2cf37ef
+# %% ../nbs/00_config.ipynb #9065ec1a
 @dataclass(frozen=True)
 class SaGConfig(Encoders):
     "What a model is: the encoders, then shatter, gather and reconstruct (paper: entity discovery, modality fusion, reconstruction)"
@@ -63,7 +64,7 @@ class SaGConfig(Encoders):
         "K = K_g · K_s"
         return self.groups * self.slots_per_group
 
-# %% ../nbs/00_config.ipynb #44f46231
+# %% ../nbs/00_config.ipynb #da18d235
 @dataclass(frozen=True)
 class Data(SaGConfig):
     "Where expressions and photos come from"
@@ -79,7 +80,7 @@ class Data(SaGConfig):
     feature_dir: str = 'data/features' # where cached features lie
     workers: int = 0 # processes that decode photos
 
-# %% ../nbs/00_config.ipynb #3f88e4e6
+# %% ../nbs/00_config.ipynb #11488a55
 @dataclass(frozen=True)
 class Recipe(Data):
     "A training, complete: model, data and optimisation (paper, implementation details)"
@@ -101,7 +102,7 @@ class Recipe(Data):
     evaluate_every: int = 0 # steps between looks at `val_split` (0: only at the end)
     val_photos: int = 200 # photos of `val_split` looked at while training
 
-# %% ../nbs/00_config.ipynb #4033bf94
+# %% ../nbs/00_config.ipynb #8e0a411f
 def change(
     recipe: Recipe, # the recipe to start from
     **changes: Any, # fields to set
@@ -115,7 +116,7 @@ def change(
     values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in changes.items()} # JSON and papermill have no tuples
     return replace(recipe, **values)
 
-# %% ../nbs/00_config.ipynb #c530a536
+# %% ../nbs/00_config.ipynb #53ab588e
 def model_config(
     recipe: SaGConfig, # a recipe, or any config
 ) -> SaGConfig:
@@ -135,7 +136,7 @@ def from_json(
     "Read `to_json`'s text; an unknown field is a TypeError"
     return change(cls(), **json.loads(text))
 
-# %% ../nbs/00_config.ipynb #0686bd8f
+# %% ../nbs/00_config.ipynb #e55f8d24
 _tiny_text = dict(
     model_type='bert', hidden_size=128, num_hidden_layers=2, num_attention_heads=4, intermediate_size=256, max_position_embeddings=32,
     hidden_dropout_prob=0., attention_probs_dropout_prob=0.)
@@ -150,7 +151,7 @@ _few = dict(train=24, val=6, testA=4, testB=4)
 smoke = change(demo, root='data/smoke', synthetic_args=dict(photos=_few), steps=4, batch_size=8, warmup=2, evaluate_every=2, dim=32, context_dim=32)
 released = Recipe(precision='fp16', evaluate_every=5000)
 
-# %% ../nbs/00_config.ipynb #16eeab34
+# %% ../nbs/00_config.ipynb #ed675887
 presets: dict[str, Recipe] = {
     'demo': demo, 'smoke': smoke,
     'unc': change(released, dataset='refcoco'),
@@ -170,7 +171,7 @@ def recipe(
     if preset.lower() not in presets: raise ValueError(f"no preset is called {preset!r}; there are {', '.join(presets)}")
     return change(presets[preset.lower()], **changes)
 
-# %% ../nbs/00_config.ipynb #e81d36f8
+# %% ../nbs/00_config.ipynb #4d50c935
 def project_root() -> Path:
     "The checkout this package runs from, or the current folder for an installed package"
     here = Path(__file__).resolve().parent.parent if '__file__' in globals() else Path.cwd().parent
@@ -182,3 +183,11 @@ def shared(
     "A path in the shared folder `SAG_SHARED`, or None where it is absent"
     path = Path(os.environ.get('SAG_SHARED', project_root().parent/'shared')).joinpath(*parts)
     return path if path.exists() else None
+
+# %% ../nbs/00_config.ipynb #2fa9fd28
+def commit() -> str:
+    "The git commit of the code, with `+` where the tree has changes; 'unknown' outside a checkout"
+    git = lambda *args: subprocess.run(['git', '-C', str(project_root()), *args], capture_output=True, text=True)
+    head = git('rev-parse', 'HEAD')
+    if head.returncode: return 'unknown'
+    return head.stdout.strip() + ('+' if git('status', '--porcelain', '--untracked-files=no').stdout.strip() else '')

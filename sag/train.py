@@ -4,15 +4,14 @@
 
 # %% auto #0
 __all__ = ['SHOWN', 'load_data', 'build_model', 'batches', 'optimizer', 'ramp', 'lr_factor', 'accelerator', 'Training', 'losses',
-           'train_step', 'Diverged', 'flush', 'look', 'forever', 'first_photos', 'prepare', 'fit', 'commit',
-           'provenance', 'write_record', 'warn_of_leak', 'write_history']
+           'train_step', 'Diverged', 'flush', 'look', 'forever', 'first_photos', 'prepare', 'fit', 'provenance',
+           'write_record', 'warn_of_leak', 'write_history']
 
-# %% ../nbs/50_train.ipynb #3f59e8ad
+# %% ../nbs/50_train.ipynb #7d1b64da
 import json
 import math
 import os
 import platform
-import subprocess
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -30,7 +29,7 @@ from accelerate.utils import set_seed
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .config import Recipe, change, project_root
+from .config import Recipe, change, commit
 from .data import Batch, Expressions, PhotoTexts, load_refer, load_tokenizer, loader, word_tokenizer
 from .evaluate import evaluate, summary, text_limit
 from .features import Features, cache_features
@@ -41,7 +40,7 @@ from .npz import load_npz
 from .prepare import DATASETS, leak, load, photo_key
 from .synthetic import write_scenes
 
-# %% ../nbs/50_train.ipynb #a7035e89
+# %% ../nbs/50_train.ipynb #dd5ab557
 def load_data(
     recipe: Recipe, # dataset, root, split_by and synthetic_args are read
     split: str, # such as 'train'; 'train+val' and 'all' work too
@@ -54,7 +53,7 @@ def load_data(
         raise ValueError(f"no data set is called {name!r}; there are {', '.join(DATASETS)}, npz and synthetic")
     return reduce(add, map(one, recipe.dataset.split(',')))
 
-# %% ../nbs/50_train.ipynb #dc1ff1e4
+# %% ../nbs/50_train.ipynb #9889fb13
 def build_model(
     recipe: Recipe, # every field of its `SaGConfig`
     sentences: Sequence[str], # the training expressions, for a vocabulary of `words`
@@ -67,7 +66,7 @@ def build_model(
     model.tokenizer = tokenizer
     return model
 
-# %% ../nbs/50_train.ipynb #7f3b6c7b
+# %% ../nbs/50_train.ipynb #74290902
 def batches(
     recipe: Recipe, # batch_size, group, texts_per_photo, seed and workers
     model: SaG, # its tokenizer and image settings
@@ -81,7 +80,7 @@ def batches(
                         features, text_limit(model), seed=recipe.seed, cache=small)
     return loader(photos, recipe.batch_size, recipe.seed, workers=recipe.workers)
 
-# %% ../nbs/50_train.ipynb #c462b40e
+# %% ../nbs/50_train.ipynb #595a6d11
 def optimizer(
     model: SaG, # what to train; frozen weights are left out
     recipe: Recipe, # lr, image_lr, text_lr, weight_decay
@@ -93,7 +92,7 @@ def optimizer(
         if p.requires_grad: rates.setdefault(rate, []).append(p)
     return torch.optim.AdamW([dict(params=p, lr=r) for r, p in rates.items()], weight_decay=recipe.weight_decay, fused=model.device.type == 'cuda')
 
-# %% ../nbs/50_train.ipynb #989d7c65
+# %% ../nbs/50_train.ipynb #e62e3f63
 def ramp(
     step: int, # counted from 0
     recipe: Recipe, # warmup
@@ -110,7 +109,7 @@ def lr_factor(
     cosine = .5*(1 + math.cos(math.pi*max(0, step - recipe.warmup)/total))
     return cosine*(ramp(step + 1, recipe) if recipe.warmup_kind == 'lr' else 1.)
 
-# %% ../nbs/50_train.ipynb #6d3e45e8
+# %% ../nbs/50_train.ipynb #1bdccb6b
 def accelerator(
     precision: str, # fp32, fp16 or bf16
 ) -> Accelerator:
@@ -119,7 +118,7 @@ def accelerator(
     if precision != 'fp32' and not torch.cuda.is_available(): raise ValueError(f"precision={precision!r} needs a GPU; on a CPU use precision='fp32'")
     return Accelerator(mixed_precision='no' if precision == 'fp32' else precision)
 
-# %% ../nbs/50_train.ipynb #229c7b2b
+# %% ../nbs/50_train.ipynb #974a09bf
 @dataclass
 class Training:
     "What changes while a model trains"
@@ -141,7 +140,7 @@ class Training:
         schedule = torch.optim.lr_scheduler.LambdaLR(adamw, lambda s: lr_factor(s, self.total, self.recipe))
         self.optimizer, self.scheduler = self.accelerator.prepare(adamw, schedule)
 
-# %% ../nbs/50_train.ipynb #69691706
+# %% ../nbs/50_train.ipynb #5a90679f
 def losses(
     training: Training, # its model and recipe
     batch: Batch, # on the model's device
@@ -154,7 +153,7 @@ def losses(
         contrast, recon = contrastive_loss(out, batch.image_of_text, r.temperature), reconstruction_loss(out)
     return dict(loss=contrast + r.reconstruction_weight*recon, contrastive=contrast, reconstruction=recon)
 
-# %% ../nbs/50_train.ipynb #e81c3b96
+# %% ../nbs/50_train.ipynb #0a6d9438
 def train_step(
     training: Training, # model, optimiser and schedule are advanced by one iteration
     batch: Batch, # on the model's device
@@ -171,7 +170,7 @@ def train_step(
     training.step += 1
     return row
 
-# %% ../nbs/50_train.ipynb #93920089
+# %% ../nbs/50_train.ipynb #faea984e
 class Diverged(FloatingPointError):
     "The loss stopped being a number"
 
@@ -188,7 +187,7 @@ def flush(
         training.history.append(row)
     pending.clear()
 
-# %% ../nbs/50_train.ipynb #b26950f7
+# %% ../nbs/50_train.ipynb #fc3237ab
 def look(
     training: Training, # weights are saved into its `dest` when the rule says so
     val: Expressions, # with masks or boxes; may be empty
@@ -205,7 +204,7 @@ def look(
     if better: training.best = found['val mIoU']
     return found
 
-# %% ../nbs/50_train.ipynb #8ad872d3
+# %% ../nbs/50_train.ipynb #0c6faea4
 def forever(
     batches: Any, # a loader with `set_epoch`
 ) -> Iterator[Batch]:
@@ -223,7 +222,7 @@ def first_photos(
     "The expressions of the first `n` photos"
     return Expressions([e for es in list(expressions.photos().values())[:n or None] for e in es])
 
-# %% ../nbs/50_train.ipynb #5e39a2e8
+# %% ../nbs/50_train.ipynb #05294f6e
 def prepare(
     recipe: Recipe, # what to train
     dest: str | Path, # the run's folder
@@ -244,7 +243,7 @@ def prepare(
     total = recipe.steps or round(recipe.epochs*len(data))
     return Training(recipe, model, total, Path(dest)), data, val, features
 
-# %% ../nbs/50_train.ipynb #636ee477
+# %% ../nbs/50_train.ipynb #12eb9a3c
 SHOWN = ('contrastive', 'reconstruction', 'val mIoU') # beside the progress bar
 
 def fit(
@@ -270,14 +269,7 @@ def fit(
     training.model = SaG.from_pretrained(training.dest).to(training.accelerator.device)
     return training
 
-# %% ../nbs/50_train.ipynb #ac72cf29
-def commit() -> str:
-    "The git commit of the code, with `+` where the tree has changes; 'unknown' outside a checkout"
-    git = lambda *args: subprocess.run(['git', '-C', str(project_root()), *args], capture_output=True, text=True)
-    head = git('rev-parse', 'HEAD')
-    if head.returncode: return 'unknown'
-    return head.stdout.strip() + ('+' if git('status', '--porcelain', '--untracked-files=no').stdout.strip() else '')
-
+# %% ../nbs/50_train.ipynb #2d30e2d5
 def provenance() -> dict:
     "Commit, package versions, machine and time"
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
@@ -286,7 +278,7 @@ def provenance() -> dict:
                 machine=dict(gpu=gpu, cores=os.cpu_count(), threads=torch.get_num_threads(), cpu=platform.machine()),
                 started=datetime.now(timezone.utc).isoformat(timespec='seconds'))
 
-# %% ../nbs/50_train.ipynb #e067a94f
+# %% ../nbs/50_train.ipynb #3a8031a2
 def write_record(
     training: Training, # its recipe and folder
     train: Expressions, # what it learns from
