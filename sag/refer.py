@@ -8,7 +8,7 @@ __all__ = ['NOTHING', 'upright', 'open_photo', 'read_photo', 'to_rle', 'decode',
            'finder', 'check_photos', 'no_collection', 'id_number', 'read_instances', 'expressions_of', 'load_refer',
            'referents']
 
-# %% ../nbs/10_refer.ipynb #7cb4f0b1
+# %% ../nbs/10_refer.ipynb #ec4c121a
 import contextlib
 import gc
 import os
@@ -26,7 +26,7 @@ from pycocotools import mask as coco_mask
 
 from .files import read_json, safe_unpickle
 
-# %% ../nbs/10_refer.ipynb #4c778460
+# %% ../nbs/10_refer.ipynb #7620c7e7
 def upright(
     photo: Image.Image,  # as stored
     size: tuple[int, int] | None,  # (width, height) of the annotated frame, None where nothing was annotated
@@ -53,7 +53,7 @@ def read_photo(
     except (OSError, SyntaxError, ValueError, KeyError, BadZipFile, Image.DecompressionBombError) as e:
         raise ValueError(f'{path}: the photo cannot be decoded, it may be truncated ({e}). Fetch the file again.') from e
 
-# %% ../nbs/10_refer.ipynb #bc5687e7
+# %% ../nbs/10_refer.ipynb #67e69281
 def to_rle(
     segmentation: Any,  # COCO polygons (lists of x, y, x, y, …), a run-length dict with plain or compressed counts, or a list of such
     height: int,  # of the annotated frame, pixels
@@ -75,7 +75,7 @@ def decode(segmentation: Any, height: int, width: int) -> np.ndarray:  # (H,W) b
     if list(rle['size']) != [height, width]: raise ValueError(f"run lengths for {rle['size']}, the photo is annotated at {[height, width]}")
     return coco_mask.decode(rle).astype(bool)
 
-# %% ../nbs/10_refer.ipynb #d8dcc774
+# %% ../nbs/10_refer.ipynb #933e9a7f
 class NoMask(ValueError):
     "A mask was asked of a record that has none"
 
@@ -99,7 +99,7 @@ def union_box(e: 'Expression') -> tuple[float, float, float, float]:  # x, y, wi
     x, y, w, h = np.array(e.boxes, float).T
     return float(x.min()), float(y.min()), float((x + w).max() - x.min()), float((y + h).max() - y.min())
 
-# %% ../nbs/10_refer.ipynb #9c0711cd
+# %% ../nbs/10_refer.ipynb #fd778f03
 @dataclass(frozen=True, slots=True)
 class Expression:
     "A referring expression with its photo and referent: one sample"
@@ -125,7 +125,7 @@ class Expression:
     def box(self) -> tuple[float, float, float, float]: return union_box(self)  # x, y, width, height round all instances
     def photo(self) -> Image.Image: return read_photo(self.image, (self.width, self.height) if self.width else None)  # RGB
 
-# %% ../nbs/10_refer.ipynb #9809df08
+# %% ../nbs/10_refer.ipynb #c39f133b
 def split_names(
     there: dict[str, int],  # the splits that there are, and their sizes
     split: str,  # a split's name, several joined by '+', or 'all'
@@ -143,7 +143,7 @@ def by_photo(items: Iterable[Expression]) -> dict[Path, list[Expression]]:  # in
     for e in items: photos.setdefault(e.image, []).append(e)
     return photos
 
-# %% ../nbs/10_refer.ipynb #3b521a97
+# %% ../nbs/10_refer.ipynb #fcb956da
 class Expressions(Sequence[Expression]):
     "Expressions in a row; slices, splits and sums are Expressions again"
     def __init__(self, items: Iterable[Expression] = ()): self.items = list(items)
@@ -166,7 +166,7 @@ class Expressions(Sequence[Expression]):
         return (f'{len(self):,} expressions' + f' of {refs:,} referents'*(refs > 0) + f' in {len(self.photos()):,} photos'
                 f' ({", ".join(f"{k} {v:,}" for k, v in self.splits.items())})')
 
-# %% ../nbs/10_refer.ipynb #f1612c67
+# %% ../nbs/10_refer.ipynb #9d400d24
 def annotation_files(
     root: Path,  # where the data are
     name: str,  # 'refcoco', 'refcoco+', 'refcocog', 'refclef', 'grefcoco'
@@ -192,7 +192,7 @@ def photos_folder(root: Path, name: str) -> Path:
     if found: return found
     raise FileNotFoundError(f"no folder of photos under {root}: looked for {', '.join(places)}. Pass images= to say where they are.")
 
-# %% ../nbs/10_refer.ipynb #4528814b
+# %% ../nbs/10_refer.ipynb #93c68c01
 def finder(
     *folders: Path,  # where the photos are; the first that has a photo counts
 ) -> Callable[[str], Path]:  # file name as annotated → the file; a missing one keeps its annotated name
@@ -203,7 +203,7 @@ def finder(
         return there.get(name.lower()) or there.get(short.lower()) or folders[0]/name
     return find
 
-# %% ../nbs/10_refer.ipynb #2cdcaa5d
+# %% ../nbs/10_refer.ipynb #cdd92427
 def check_photos(
     photos: Iterable[Path],  # photos that will be read
 ) -> None:
@@ -214,7 +214,7 @@ def check_photos(
     if missing: raise FileNotFoundError(f"{len(missing):,} of {len(wanted):,} photos are missing: "
         f"{', '.join(map(str, missing[:3]))}{', …' if len(missing) > 3 else ''}. Fetch them, or pass images= where they are elsewhere.")
 
-# %% ../nbs/10_refer.ipynb #b8d2dea5
+# %% ../nbs/10_refer.ipynb #2241d167
 @contextlib.contextmanager
 def no_collection() -> Iterator[None]:
     "Keep the garbage collector from running while many objects are made"
@@ -224,7 +224,7 @@ def no_collection() -> Iterator[None]:
     finally:
         if was: gc.enable()
 
-# %% ../nbs/10_refer.ipynb #6cf908e6
+# %% ../nbs/10_refer.ipynb #889bc39b
 def id_number(
     name: int | str,  # a published id
 ) -> int:
@@ -232,7 +232,7 @@ def id_number(
     if isinstance(name, int) or name.isdecimal(): return int(name)
     return int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), 'big') >> 12
 
-# %% ../nbs/10_refer.ipynb #e0dcb817
+# %% ../nbs/10_refer.ipynb #4f898194
 NOTHING: tuple = ([], [-1], -1, None) # how `ann_id` says that an expression names nothing in the photo
 
 def read_instances(
@@ -258,7 +258,7 @@ def expressions_of(
         segmentations=tuple(a['segmentation'] for a in anns if a.get('segmentation')))
     return [Expression(sent_id=id_number(s['sent_id']), sentence=s['sent'] or s['raw'], **shared_fields) for s in ref['sentences']]
 
-# %% ../nbs/10_refer.ipynb #693040ac
+# %% ../nbs/10_refer.ipynb #509c4682
 def load_refer(
     root: str | os.PathLike,  # the folder of data sets: root/refer/refcoco/…, photos in root/coco/images/train2014, or the usual variants
     name: str = 'refcoco',  # the data set: 'refcoco', 'refcoco+', 'refcocog', 'refclef' (ReferItGame), 'grefcoco'
@@ -276,7 +276,7 @@ def load_refer(
     if check: check_photos(found.photo_files())
     return found
 
-# %% ../nbs/10_refer.ipynb #97e45e1e
+# %% ../nbs/10_refer.ipynb #45e9f5b3
 def referents(
     refs: list[dict],  # refs(<by>).p
     photos: dict[int, dict],  # `read_instances`
