@@ -7,7 +7,7 @@ __all__ = ['COCO', 'ARCHIVE', 'UNC', 'REFER', 'GREF', 'VG', 'REST', 'FLICKR8K', 
            'DownloadError', 'Corrupt', 'Gone', 'digest', 'fault', 'Part', 'accept', 'stream', 'persist', 'fetch',
            'marker', 'unpack', 'present', 'needed', 'download']
 
-# %% ../nbs/15_download.ipynb #8b558a9a
+# %% ../nbs/15_download.ipynb #e4fbb4df
 import errno
 import hashlib
 import json
@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from .files import atomic
 
-# %% ../nbs/15_download.ipynb #8155edb2
+# %% ../nbs/15_download.ipynb #30ecf488
 @dataclass(frozen=True)
 class Source:
     "A file that can be fetched"
@@ -52,7 +52,7 @@ class Source:
         "An archive lies in downloads/, anything else in its final place"
         return Path(root)/'downloads'/self.name if self.is_archive else Path(root)/self.gives
 
-# %% ../nbs/15_download.ipynb #c7a4fb29
+# %% ../nbs/15_download.ipynb #23df331f
 def _coco(name: str, size: int, sha256: str, into: str, gives: str, what_for: tuple[str, ...], folder: str = 'zips') -> Source:
     return Source(name, f'http://images.cocodataset.org/{folder}/{name}', size, f'sha256:{sha256}', into, gives, what_for,
                   f'Fetch {name} from https://cocodataset.org/#download and put it into downloads/ under the data root.')
@@ -68,7 +68,7 @@ COCO = (
           'coco/annotations/captions_train2014.json', ('coco-captions',), folder='annotations'),
 )
 
-# %% ../nbs/15_download.ipynb #b22566ca
+# %% ../nbs/15_download.ipynb #d9d09e76
 ARCHIVE, UNC = 'https://web.archive.org/web/', 'bvisionweb1.cs.unc.edu/licheng/referit/data/'
 
 def _refer(name: str, url: str, size: int, checksum: str, into: str, gives: str, what_for: str) -> Source:
@@ -87,7 +87,7 @@ REFER = (
            'images/saiapr_tc-12', 'refclef'),
 )
 
-# %% ../nbs/15_download.ipynb #4df69f20
+# %% ../nbs/15_download.ipynb #ef2d8164
 GREF = 'https://huggingface.co/datasets/FudanCVL/gRefCOCO/resolve/81eede59b3ac070049f597d023c0ff08d1fb80e9/'
 VG = 'phrasecut/VGPhraseCut_v0/images'
 _gref_by_hand = 'Fetch {0} from the folder linked at https://github.com/henghuiding/gRefCOCO and put it into refer/grefcoco/ under the data root.'
@@ -108,7 +108,7 @@ REST = (
            f'{VG}/VG_100K_2', ('phrasecut',), _vg_by_hand.format(2, 'vg_images2.zip')),
 )
 
-# %% ../nbs/15_download.ipynb #a7dbfb17
+# %% ../nbs/15_download.ipynb #053b8d01
 FLICKR8K = 'https://github.com/jbrownlee/Datasets/releases/download/Flickr8k/'
 _flickr8k_by_hand = 'Fetch {0} from https://github.com/jbrownlee/Datasets/releases/tag/Flickr8k and put it into downloads/ under the data root.'
 
@@ -123,7 +123,7 @@ FLICKR = (
 )
 SOURCES: dict[str, Source] = {s.name: s for s in (*COCO, *REFER, *REST, *FLICKR)}
 
-# %% ../nbs/15_download.ipynb #eb4e40fc
+# %% ../nbs/15_download.ipynb #d827f159
 class DownloadError(OSError):
     "A file could not be fetched; the message says what to do"
 
@@ -143,7 +143,7 @@ def digest(
         while piece := f.read(1 << 20): h.update(piece)
     return h.hexdigest()
 
-# %% ../nbs/15_download.ipynb #0ec7fc77
+# %% ../nbs/15_download.ipynb #9765c23c
 def fault(
     path: Path,  # the file as it arrived
     source: Source,  # what it should be
@@ -160,7 +160,7 @@ def fault(
     except zipfile.BadZipFile as e: return f'expected a zip, found none ({e})'
     return f'expected the CRC in the zip, found another in its member {bad}' if bad else ''
 
-# %% ../nbs/15_download.ipynb #1cf7af3e
+# %% ../nbs/15_download.ipynb #d5b978c1
 @dataclass
 class Part:
     "A file on its way"
@@ -187,7 +187,7 @@ class Part:
     def save(self) -> None:
         with atomic(self.note) as f: f.write_text(json.dumps(dict(url=self.url, total=self.total, mark=self.mark)))
 
-# %% ../nbs/15_download.ipynb #54619391
+# %% ../nbs/15_download.ipynb #d4f3f517
 def _headers(part: Part) -> dict[str, str]:
     headers = {'User-Agent': 'sag (research; text-supervised segmentation)'}  # some hosts turn Python's own name away
     if part.size and part.total: headers['Range'] = f'bytes={part.size}-'
@@ -215,7 +215,7 @@ def accept(
     part.total, part.mark = int(headers.get('Content-Length') or expected), _mark(headers)
     part.save()
 
-# %% ../nbs/15_download.ipynb #3253c8e0
+# %% ../nbs/15_download.ipynb #8a90c326
 def stream(
     part: Part,  # what has arrived so far
     source: Source,  # what is wanted, for its size
@@ -235,7 +235,7 @@ def stream(
                 if progress: progress(f.tell(), part.total)
     if part.size < part.total: raise ConnectionError(f'the connection closed after {part.size} of {part.total} bytes')
 
-# %% ../nbs/15_download.ipynb #2f2beff1
+# %% ../nbs/15_download.ipynb #edbca484
 DROPPED = (URLError, ConnectionError, TimeoutError, HTTPException)  # `HTTPError` is a `URLError`
 
 def _passes(e: Exception) -> bool: return not isinstance(e, HTTPError) or e.code in (408, 425, 429) or e.code >= 500
@@ -249,7 +249,7 @@ def _attempt(part: Part, source: Source, **kwargs: Any) -> Exception | None:
     except DROPPED as e: return e
     return None
 
-# %% ../nbs/15_download.ipynb #70b8412e
+# %% ../nbs/15_download.ipynb #2d9d74eb
 def persist(
     part: Part,  # what has arrived so far
     source: Source,  # what is wanted
@@ -266,7 +266,7 @@ def persist(
         if failed >= tries: raise error if isinstance(error, OSError) else ConnectionError(repr(error))
         time.sleep(wait * 2**max(failed - 1, 0))
 
-# %% ../nbs/15_download.ipynb #9706e113
+# %% ../nbs/15_download.ipynb #eaaa8c32
 def fetch(
     source: Source | str,  # what to fetch, or a bare address, of which neither size nor checksum is known
     path: str | os.PathLike,  # the final name; its folder is made where it is missing
@@ -290,7 +290,7 @@ def fetch(
     part.drop()
     return path
 
-# %% ../nbs/15_download.ipynb #fb94c4c4
+# %% ../nbs/15_download.ipynb #b16643a9
 def _explained(e: OSError, part: Part, source: Source) -> OSError:
     if isinstance(e, Corrupt):
         part.drop()
@@ -302,7 +302,7 @@ def _explained(e: OSError, part: Part, source: Source) -> OSError:
     if isinstance(e, DROPPED): return DownloadError(f'{part.path}: {part.url} could not be reached, or dropped the connection ({e}). {kept}')
     return e
 
-# %% ../nbs/15_download.ipynb #6338afcf
+# %% ../nbs/15_download.ipynb #3dea3b31
 def _refuse(archive: Path, names: Iterable[str]) -> None:
     for name in names:
         p = PurePosixPath(name.replace('\\', '/'))
@@ -318,13 +318,15 @@ def _extract(archive: Path, folder: Path, bar: bool) -> None:
             for i in tqdm(z.infolist(), archive.name, mininterval=1, disable=not bar): z.extract(i, folder)
         return
     with tarfile.open(archive) as t:
-        members = t.getmembers()
-        _refuse(archive, (m.name for m in members))
-        try:
-            for m in tqdm(members, archive.name, mininterval=1, disable=not bar): t.extract(m, folder, filter='data')
-        except tarfile.FilterError as e: raise ValueError(f'{archive}: refused, {e}') from e
+        _refuse(archive, t.getnames())
+        if odd := [m.name for m in t if not m.isfile() and not m.isdir()]: raise ValueError(f'{archive}: refused, its member {odd[0]!r} is a link or a device')
+        for m in tqdm(t.getmembers(), archive.name, mininterval=1, disable=not bar):
+            path, content = folder/m.name, t.extractfile(m)  # not `extract`: Python before 3.11.4 has no filter for what it sets besides
+            (path.parent if content else path).mkdir(parents=True, exist_ok=True)
+            if content:
+                with open(path, 'wb') as f: shutil.copyfileobj(content, f)
 
-# %% ../nbs/15_download.ipynb #0d691d2f
+# %% ../nbs/15_download.ipynb #b0e6c26b
 def _move(old: Path, new: Path) -> None:
     if not (old.is_dir() and not old.is_symlink() and new.is_dir()): os.replace(old, new)
     else:
@@ -339,7 +341,7 @@ def marker(
 
 def _half(name: str, folder: Path) -> Path: return folder/f'.{name}.unpacking'
 
-# %% ../nbs/15_download.ipynb #706a082b
+# %% ../nbs/15_download.ipynb #404b928e
 def unpack(
     archive: str | os.PathLike,  # a zip, or a tar, compressed or not
     folder: str | os.PathLike,  # where to; made where it is missing
@@ -363,7 +365,7 @@ def unpack(
     shutil.rmtree(tmp)
     return folder
 
-# %% ../nbs/15_download.ipynb #c6568cd1
+# %% ../nbs/15_download.ipynb #0bfe1843
 def present(
     source: Source,  # a row of the table
     root: str | os.PathLike,  # the data root
@@ -384,7 +386,7 @@ def needed(
     if unknown := names - known: raise ValueError(f'{", ".join(sorted(unknown))}: not in the table, which has {", ".join(sorted(known))}')
     return [s for s in sources if names & {s.name, *s.what_for}]
 
-# %% ../nbs/15_download.ipynb #d6e36a47
+# %% ../nbs/15_download.ipynb #df1361a6
 def download(
     names: str | Iterable[str],  # data sets, such as 'refcoco', or names of files, such as 'train2014.zip'
     root: str | os.PathLike = 'data',  # the data root
