@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['load_tokenizer', 'word_tokenizer', 'tokenize', 'pad', 'squash', 'normalise', 'image_transform', 'Batch', 'Item',
-           'groups', 'PhotoTexts', 'drawn', 'pixels', 'item', 'Collate', 'Order', 'Loader', 'loader', 'load_captions',
-           'load_refer', 'Expression', 'Expressions']
+           'groups', 'Ragged', 'PhotoTexts', 'drawn', 'pixels', 'item', 'Collate', 'Order', 'Loader', 'loader',
+           'load_captions', 'load_refer', 'Expression', 'Expressions']
 
-# %% ../nbs/14_data.ipynb #3c942e7f
+# %% ../nbs/14_data.ipynb #557cdf88
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
@@ -24,10 +24,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from .captions import load_captions
 from .refer import Expression, Expressions, load_refer
 
-# %% ../nbs/14_data.ipynb #eafac192
+# %% ../nbs/14_data.ipynb #51cca66b
 _all_ = ['load_captions', 'load_refer', 'Expression', 'Expressions']
 
-# %% ../nbs/14_data.ipynb #d7a33cd4
+# %% ../nbs/14_data.ipynb #d5d6795e
 def load_tokenizer(
     name_or_path: str | os.PathLike,  # a name on the hub, such as 'bert-base-uncased', or a folder
 ) -> Any:  # a transformers tokenizer
@@ -37,7 +37,7 @@ def load_tokenizer(
         name = repr(str(name_or_path))
         raise ValueError(f'no tokenizer {name}: neither a folder with tokenizer files nor a name on the hub (or no network): {e}') from e
 
-# %% ../nbs/14_data.ipynb #1c94901f
+# %% ../nbs/14_data.ipynb #4e9664ee
 def word_tokenizer(
     sentences: Sequence[str],  # training sentences: their words are the vocabulary
 ) -> PreTrainedTokenizerFast:  # [PAD] is 0; a sentence becomes [CLS] words… [SEP]
@@ -51,7 +51,7 @@ def word_tokenizer(
     t.post_processor = processors.TemplateProcessing(single='[CLS] $A [SEP]', special_tokens=[('[CLS]', 2), ('[SEP]', 3)])
     return PreTrainedTokenizerFast(tokenizer_object=t, pad_token='[PAD]', unk_token='[UNK]', cls_token='[CLS]', sep_token='[SEP]')
 
-# %% ../nbs/14_data.ipynb #c7531686
+# %% ../nbs/14_data.ipynb #49ab93cf
 def tokenize(
     sentences: Sequence[str],  # expressions
     tokenizer: Any,  # a transformers tokenizer
@@ -70,7 +70,7 @@ def tokenize(
         f'{long[0]!r}. Shorten it, raise max_text_length, or pass truncate=True to cut it.')
     return [known[s] for s in sentences]
 
-# %% ../nbs/14_data.ipynb #9f81e3bc
+# %% ../nbs/14_data.ipynb #b2ec64e2
 def pad(
     ids: Sequence[Sequence[int]],  # token numbers of T sentences
     pad_id: int = 0,  # the token that fills up
@@ -82,7 +82,7 @@ def pad(
     for i, x in enumerate(ids): input_ids[i, :len(x)], mask[i, :len(x)] = torch.as_tensor(x), 1
     return input_ids, mask
 
-# %% ../nbs/14_data.ipynb #d86689fa
+# %% ../nbs/14_data.ipynb #2bc7cfb9
 def squash(
     photo: Image.Image,  # RGB
     image_size: int,  # side of the square, pixels
@@ -106,7 +106,7 @@ def image_transform(
     "What an encoder is given of a photo"
     return lambda photo: normalise(squash(photo, image_size), mean, std)
 
-# %% ../nbs/14_data.ipynb #7a6f29b6
+# %% ../nbs/14_data.ipynb #d0f1dfbb
 @dataclass
 class Batch:
     "B photos with T expressions"
@@ -124,7 +124,7 @@ class Batch:
     def to(self, device: Any) -> 'Batch': return self.map(lambda v: v.to(device, non_blocking=True))
     def pin_memory(self) -> 'Batch': return self.map(torch.Tensor.pin_memory)
 
-# %% ../nbs/14_data.ipynb #417c4b13
+# %% ../nbs/14_data.ipynb #95fd7dab
 @dataclass
 class Item:
     "A photo with some of its expressions"
@@ -145,7 +145,18 @@ def groups(
     for i, e in enumerate(expressions): found.setdefault(e.image, []).append(i)
     return list(found.values())
 
-# %% ../nbs/14_data.ipynb #f78af20d
+# %% ../nbs/14_data.ipynb #db880bcf
+class Ragged(Sequence[list[int]]):
+    "Lists of whole numbers, stored end to end in one array"
+    def __init__(self, lists: Sequence[Sequence[int]]):
+        self.ends = np.cumsum([0, *map(len, lists)])
+        self.values = np.fromiter((x for row in lists for x in row), np.int64, self.ends[-1])
+    def __len__(self) -> int: return len(self.ends) - 1
+    def __getitem__(self, i: Any) -> Any:
+        i = range(len(self))[i]  # negative numbers count from the end; beyond it is an IndexError
+        return self.values[self.ends[i]:self.ends[i + 1]].tolist()
+
+# %% ../nbs/14_data.ipynb #93f3e3d2
 class PhotoTexts(Dataset):
     "Photos with their expressions: item i is a photo and one of its expressions, or several"
     def __init__(self,
@@ -162,8 +173,8 @@ class PhotoTexts(Dataset):
         seed: int = 0,  # for drawing expressions of a photo
         cache: bool = False,  # keep decoded photos in memory
     ):
-        self.expressions, self.groups = expressions, groups(expressions, group)
-        self.ids = tokenize([e.sentence for e in expressions], tokenizer, max_length, truncate)
+        self.expressions, self.groups = expressions, Ragged(groups(expressions, group))
+        self.ids = Ragged(tokenize([e.sentence for e in expressions], tokenizer, max_length, truncate))
         self.pad_id, self.image_size, self.mean, self.std, self.epoch = tokenizer.pad_token_id or 0, image_size, mean, std, 0
         self.texts_per_photo, self.features, self.seed = texts_per_photo, features, seed
         self.kept: dict[Path, torch.Tensor] | None = {} if cache else None
@@ -171,7 +182,7 @@ class PhotoTexts(Dataset):
     def set_epoch(self, epoch: int) -> None: self.epoch = epoch
     def __getitem__(self, i: int) -> Item: return item(self, i)
 
-# %% ../nbs/14_data.ipynb #a59cab62
+# %% ../nbs/14_data.ipynb #67d06537
 def drawn(data: PhotoTexts, i: int) -> list[int]:  # indices of expressions
     "The expressions of item i in this epoch, in their order"
     group, n = data.groups[i], data.texts_per_photo
@@ -192,7 +203,7 @@ def item(data: PhotoTexts, i: int) -> Item:
     if data.features is None: return replace(it, pixels=pixels(data, es[0]))
     return replace(it, features=torch.as_tensor(data.features[it.photo]))
 
-# %% ../nbs/14_data.ipynb #e67b41cd
+# %% ../nbs/14_data.ipynb #ad6de5b7
 @dataclass
 class Collate:
     "Items → a batch"
@@ -211,7 +222,7 @@ class Collate:
             expressions=[e for it in items for e in it.expressions], photos=[it.photo for it in items],
             features=torch.stack(features).float() if features else None)
 
-# %% ../nbs/14_data.ipynb #fcb5716c
+# %% ../nbs/14_data.ipynb #cdf8d229
 class Order(Sampler[int]):
     "Items in an order that depends on (seed, epoch) alone"
     def __init__(
@@ -225,7 +236,7 @@ class Order(Sampler[int]):
         return iter(np.random.default_rng([self.seed, self.epoch]).permutation(self.n).tolist() if self.shuffle else range(self.n))
     def set_epoch(self, epoch: int) -> None: self.epoch = epoch
 
-# %% ../nbs/14_data.ipynb #d53d51aa
+# %% ../nbs/14_data.ipynb #548d4a4e
 class Loader(DataLoader):
     "A DataLoader that tells its order and its data set which epoch it is"
     def set_epoch(self, epoch: int) -> None:
