@@ -32,6 +32,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+# %% ../nbs/45_bench.ipynb #60cbd07c
 from . import yardstick
 from .config import SaGConfig, commit
 from .data import PhotoTexts, loader, word_tokenizer
@@ -92,6 +93,7 @@ def clouds(
         total += (np.asarray(Image.fromarray(cells).resize(size, Image.Resampling.BICUBIC), float) - 128)*(2/n**.5)
     return Image.fromarray((128 + total*.5).clip(0, 255).astype(np.uint8))
 
+# %% ../nbs/45_bench.ipynb #7382d4c9
 def write_photos(
     dest: Path, # folder
     photos: int = 4,
@@ -266,6 +268,7 @@ def counted(
     with FlopCounterMode(display=False) as counter, torch.no_grad(): f()
     return counter.get_total_flops()/2
 
+# %% ../nbs/45_bench.ipynb #c7cb155b
 def multiply_adds(
     model: SaG, # its sizes
     photos: int, # B
@@ -446,6 +449,7 @@ def curves(
     rows += [dict(what='expressions per photo', value=e) | evaluation_cost(folder, e, repeats=repeats) for e in (1, 2, 4, 8)]
     return pd.DataFrame(rows)
 
+# %% ../nbs/45_bench.ipynb #f8552ca3
 def draw_curves(
     table: pd.DataFrame, # of `curves`
     rate: float, # multiply-adds per second, of `matrix_rate`

@@ -38,10 +38,10 @@ def prepare(
     from sag.npz import released_sets
     name, by = released_sets.get(dataset, (dataset, split_by))
     if layout not in ('table', 'npz'): raise ValueError(f"layout={layout!r}; choose 'table' or 'npz'")
-    p.known(name, by)
+    data, by = p.known(name, by)
     if download: fetch(name, root)
     table = p.prepare(name, root, by, images or None)
-    print(p.report(table, p.DATASETS[name].published[p.known(name, by)[1]]).to_string(na_rep=''), '\n')
+    print(p.report(table, data.published[by]).to_string(na_rep=''), '\n')
     if check: complain(p.check(table), Path(root)/'prepared'/f'{name}.problems.csv')
     return repr(table) if layout == 'table' else f'written: {npz(table, dataset, root, split, embeddings)}'
 
@@ -81,6 +81,7 @@ def npz(
     if embeddings: write_embeddings(words.with_name('Gref_emb.npy'), vocabulary, embeddings)
     return write_npz(expressions, Path(root)/'refcoco', vocabulary, dataset, split)
 
+# %% ../nbs/62_cli.ipynb #035d9704
 def write_embeddings(
     path: Path, # Gref_emb.npy
     vocabulary: dict[str, int], # word → row

@@ -17,7 +17,7 @@ from .refer import Expression, Expressions, check_photos, finder, id_number, no_
 # %% ../nbs/11_phrasecut.ipynb #7ae28c39
 SPLITS = ('train', 'val', 'miniv', 'test')
 PUBLISHED = {  # split → phrases, photos
-    'train': (310_816, 71_746), 'val+miniv': (20_316, 2_971), 'miniv': (821, 100), 'test': (14_354, 2_545), 'all': (345_486, 77_262)}
+    'train': (310_816, 71_746), 'val': (19_495, 2_871), 'miniv': (821, 100), 'test': (14_354, 2_545), 'all': (345_486, 77_262)}
 
 # %% ../nbs/11_phrasecut.ipynb #0c1d5a33
 SOURCE = 'download_dataset.py of github.com/ChenyunWu/PhraseCutDataset fetches it'

@@ -24,7 +24,8 @@ import pandas as pd
 from tqdm import tqdm
 
 from .captions import find_captions, load_captions
-from .phrasecut import find_listing, load_phrasecut
+from .phrasecut import PUBLISHED as PHRASECUT
+from .phrasecut import SPLITS, find_listing, load_phrasecut
 from .refer import Expression, Expressions, annotation_files, by_photo, check_photos, has_mask, instance_masks, load_refer
 from .table import Table, write_table
 
@@ -68,7 +69,7 @@ DATASETS['refclef'] = refer_set(
 DATASETS['phrasecut'] = DataSet(
     'PhraseCut', lambda root, by, images: load_phrasecut(root, images=images, check=False),
     lambda root, by: [find_listing(root), *sorted(find_listing(root).parent.glob('refer_*.json'))],
-    {'': dict(train=(71_746, None, 310_816), val=(None, None, 19_495), miniv=(100, None, 821), test=(2_545, None, 14_354))},
+    {'': {s: (photos, None, phrases) for s, (phrases, photos) in PHRASECUT.items() if s in SPLITS}},
     'README of ChenyunWu/PhraseCutDataset; its 20,316 validation phrases are val and miniv together',
     'annotations: not stated; photos of Visual Genome, CC BY 4.0')
 DATASETS['captions'] = DataSet(
@@ -232,8 +233,8 @@ def leak(
     trained: Collection[str],  # keys of the photos trained on
 ) -> str:  # '' where there is none
     "Says how many photos of each split took part in training"
-    seen = {s: {photo_key(p) for p in expressions.split(s).photo_files()} for s in expressions.splits}
-    shares = [f'{len(k & set(trained)):,} of {len(k):,} photos of {s}' for s, k in seen.items() if k & set(trained)]
+    there = {s: {photo_key(p) for p in expressions.split(s).photo_files()} for s in expressions.splits}
+    shares = [f'{len(seen):,} of {len(keys):,} photos of {s}' for s, keys in there.items() if (seen := keys.intersection(trained))]
     return f"leak: {', '.join(shares)} took part in training" if shares else ''
 
 # %% ../nbs/18_prepare.ipynb #de5ca161

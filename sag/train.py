@@ -29,6 +29,7 @@ from accelerate.utils import set_seed
 from torch import Tensor, nn
 from tqdm import tqdm
 
+# %% ../nbs/50_train.ipynb #5be53249
 from .config import Recipe, change, commit
 from .data import Batch, Expressions, PhotoTexts, load_refer, load_tokenizer, loader, word_tokenizer
 from .evaluate import evaluate, summary, text_limit

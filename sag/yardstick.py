@@ -168,6 +168,7 @@ def one_score(
     score = F.interpolate(score[None, None].float(), size, mode='bilinear', align_corners=False)[0]
     return (score - score.min())/(score.max() - score.min())
 
+# %% ../nbs/44_yardstick.ipynb #4c5159a3
 def evaluate_photo_per_expression(
     model: SaG, # what to measure
     expressions: Iterable[Expression], # with masks or boxes
