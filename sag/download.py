@@ -198,6 +198,7 @@ def _mark(headers: Mapping[str, str]) -> str:
     etag = headers.get('ETag') or ''
     return etag if etag and not etag.startswith('W/') else headers.get('Last-Modified') or ''
 
+# %% ../nbs/15_download.ipynb #3d90ae96
 def accept(
     part: Part,  # what has arrived so far; brought up to date
     status: int,  # 200 or 206

@@ -35,6 +35,7 @@ def upright(
     turned = ImageOps.exif_transpose(photo)
     return turned if size is None or (photo.size != size and turned.size == size) else photo
 
+# %% ../nbs/10_refer.ipynb #9aef8c3b
 def open_photo(
     path: str | os.PathLike,  # a photo's file, or an npz of the released layout, which holds one: see `sag.npz`
 ) -> Image.Image:
