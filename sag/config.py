@@ -58,6 +58,11 @@ class SaGConfig(Encoders):
     ff_mult: int = 4 # hidden width of every feed-forward block, in units of D
     dropout: float = .1 # after attention outputs and inside feed-forward blocks
     decoder_positions: int = 50 # rows and columns of the decoder's learned position code
+    entities: str = 'slots' # ablation: `grid` takes the mean features of a fixed grid of K cells instead
+    slot_init: str = 'entity' # a Gaussian per group; ablations: `random`, one Gaussian for all, or `learned`, K fixed vectors
+    competition: str = 'slots' # slot attention's softmax; ablation: over `patches`
+    interaction: bool = True # ablation: slots of a group do not talk
+    fusion: bool = True # ablation: relevance is plain similarity, without the fusion module
 
     @property
     def num_slots(self) -> int:
@@ -77,7 +82,8 @@ class Data(SaGConfig):
     group: str = 'expression' # a batch counts expressions (as released) or photos with several texts each
     texts_per_photo: int = 4 # for group `photo`: expressions drawn from each photo
     cache_features: bool = False # frozen backbone: write its features to disk once
-    feature_dir: str = 'data/features' # where cached features lie
+    feature_dir: str = 'data/features' # where cached features and photos lie
+    cache_photos: bool = False # write the squashed photos to one file once, into `feature_dir`
     workers: int = 0 # processes that decode photos
 
 # %% ../nbs/00_config.ipynb #11488a55
@@ -97,10 +103,16 @@ class Recipe(Data):
     temperature: float = 1. # of the contrastive loss
     reconstruction_weight: float = 1. # of the reconstruction loss
     precision: str = 'fp32' # fp32, fp16 or bf16; half precision needs CUDA
+    checkpointing: bool = False # compute activations again in the backward pass: less memory, more time, the same gradients
+    compile: bool = False # let torch.compile write kernels for the model: slow first steps, faster later ones
+    accumulate: int = 1 # batches whose gradients are added before a step; negatives still come from one batch
     seed: int = 1 # of weights, order, slot draws and dropout
     selection: str = 'last' # which weights are kept: `last`, or `best_val_miou`, which looks at masks
     evaluate_every: int = 0 # steps between looks at `val_split` (0: only at the end)
     val_photos: int = 200 # photos of `val_split` looked at while training
+    save_every: int = 500 # steps between checkpoints to resume from (0: none)
+    skip_nonfinite: int = 0 # batches with a loss that is no number to leave out before giving up
+    track: str = '' # write curves for `tensorboard`, `trackio` or `wandb` too ('': for none); each is an extra to install
 
 # %% ../nbs/00_config.ipynb #8e0a411f
 def change(

@@ -88,7 +88,7 @@ def squash(
     image_size: int,  # side of the square, pixels
 ) -> torch.Tensor:  # (3,H,W) uint8
     "A photo as a square of pixels"
-    return v2.functional.pil_to_tensor(photo.resize((image_size, image_size), Image.Resampling.BILINEAR))
+    return v2.functional.resize(v2.functional.pil_to_tensor(photo), [image_size, image_size], antialias=True)
 
 def normalise(
     pixels: torch.Tensor,  # (…,3,H,W) uint8

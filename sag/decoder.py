@@ -9,12 +9,15 @@ __all__ = ['Decoder']
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .config import SaGConfig
 
 # %% ../nbs/23_decoder.ipynb #7ec3497e
 class Decoder(nn.Module):
     "Slots (B, K, D) to features (B, N, C) and decoder maps (B, K, N) (paper, reconstruction loss)"
+    checkpointing = False # compute the layers again in the backward pass
+
     def __init__(self, config: SaGConfig, channels: int):
         super().__init__()
         d, n = config.dim, config.decoder_positions
@@ -26,9 +29,15 @@ class Decoder(nn.Module):
         if max(h, w) > len(self.row): raise ValueError(f'the decoder knows {len(self.row)} rows and columns, not {h}×{w}; raise decoder_positions')
         return torch.cat([self.col[:w].expand(h, -1, -1), self.row[:h, None].expand(-1, w, -1)], -1).flatten(0, 1)
 
-    def forward(self, slots: Tensor, h: int, w: int) -> tuple[Tensor, Tensor]:
-        x = self.first(slots)[:, None] + F.linear(self.positions(h, w), self.first.weight)[:, None] # (B, N, K, D)
+    def paint(self, slots: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]: # (B, K, D), (N, D) -> (B, N, C), (B, K, N)
+        x = self.first(slots)[:, None] + F.linear(positions, self.first.weight)[:, None] # (B, N, K, D)
         x = self.third(self.second(x.relu_()).relu_()).relu_()
         maps = F.linear(x, self.last.weight[-1:], self.last.bias[-1:]).softmax(2) # (B, N, K, 1)
         mixed = (maps.transpose(2, 3) @ x)[:, :, 0] # (B, N, D)
         return F.linear(mixed, self.last.weight[:-1], self.last.bias[:-1]), maps[..., 0].transpose(1, 2)
+
+    def forward(self, slots: Tensor, h: int, w: int) -> tuple[Tensor, Tensor]:
+        positions = self.positions(h, w)
+        if not self.checkpointing: return self.paint(slots, positions)
+        features, maps = zip(*(checkpoint(self.paint, photo, positions, use_reentrant=False) for photo in slots.split(1)), strict=True)
+        return torch.cat(features), torch.cat(maps)

@@ -105,6 +105,12 @@ class Parts(Saved):
     @property
     def device(self) -> torch.device: return self.project.weight.device
 
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        "Compute activations of both encoders and the decoder again in the backward pass: less memory, the same gradients"
+        self.image.backbone.set_grad_checkpointing(enable)
+        (self.text.backbone.gradient_checkpointing_enable if enable else self.text.backbone.gradient_checkpointing_disable)()
+        self.decoder.checkpointing = enable
+
 # %% ../nbs/24_model.ipynb #72e8071f
 class SaG(Parts):
     "Shatter and Gather (ICCV 2023): referring image segmentation learned from image–text pairs; `SaG(config)` or `SaG.from_pretrained(path)`"
