@@ -119,6 +119,7 @@ def text_backbone(
         except OSError as e:
             raise OSError(f"text encoder {config.text_encoder!r} could not be loaded; give a local folder, or text_weights='random' ({e})") from e
     if getattr(model, 'pooler', None) is not None: model.pooler = None
+    model.config.use_cache = False # of keys and values, for writing text
     return model
 
 # %% ../nbs/20_encoders.ipynb #8f6820db
