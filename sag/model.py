@@ -22,8 +22,8 @@ from .config import SaGConfig, from_json, model_config, to_json
 from .decoder import Decoder
 from .encoders import ImageEncoder, TextEncoder
 from .files import atomic
-from .gather import Gather
-from .shatter import Shatter, sine_position
+from .gather import Gather, Similarity
+from .shatter import Grid, Shatter, choose, sine_position
 
 # %% ../nbs/24_model.ipynb #8e017ae5
 @dataclass
@@ -99,7 +99,9 @@ class Parts(Saved):
         if weights: print(f'image encoder {config.image_encoder}: {image} weights; text encoder {config.text_encoder}: {text} weights')
         self.image, self.text = ImageEncoder(config, image), TextEncoder(config, text)
         self.project = nn.Linear(self.image.width, config.context_dim)
-        self.shatter, self.gather, self.decoder = Shatter(config), Gather(config), Decoder(config, self.image.width)
+        self.shatter = choose(config, 'entities', dict(slots=Shatter, grid=Grid))
+        self.gather = choose(config, 'fusion', {True: Gather, False: Similarity})
+        self.decoder = Decoder(config, self.image.width)
         self.config, self.num_slots = replace(model_config(config), text_args=self.text.backbone.config.to_dict()), config.num_slots
 
     @property
@@ -108,7 +110,8 @@ class Parts(Saved):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         "Compute activations of both encoders and the decoder again in the backward pass: less memory, the same gradients"
         self.image.backbone.set_grad_checkpointing(enable)
-        (self.text.backbone.gradient_checkpointing_enable if enable else self.text.backbone.gradient_checkpointing_disable)()
+        word, text = 'enable' if enable else 'disable', self.text.backbone
+        getattr(text, f'activation_checkpointing_{word}', getattr(text, f'gradient_checkpointing_{word}'))() # transformers' new name, its old one
         self.decoder.checkpointing = enable
 
 # %% ../nbs/24_model.ipynb #72e8071f
@@ -120,9 +123,9 @@ class SaG(Parts):
         else: grid = rearrange(features.to(self.project.weight.dtype), 'b (h w) c -> b c h w', h=round(features.shape[1]**.5))
         h, w = grid.shape[-2:]
         features = rearrange(grid, 'b c h w -> b (h w) c')
-        position = sine_position(h, w, self.config.context_dim).to(features.device)
-        slots, maps = self.shatter(self.project(features) + position, noise)
-        return SaGOutput(slots, rearrange(maps, 'b k (h w) -> b k h w', h=h), features)
+        context = self.project(features) + sine_position(h, w, self.config.context_dim).to(features.device)
+        slots, maps = self.shatter(context.unflatten(1, (h, w)), noise)
+        return SaGOutput(slots, maps, features)
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor: # (T, L) twice -> (T, D)
         return self.text(input_ids, attention_mask)
