@@ -58,11 +58,11 @@ class SaGConfig(Encoders):
     ff_mult: int = 4 # hidden width of every feed-forward block, in units of D
     dropout: float = .1 # after attention outputs and inside feed-forward blocks
     decoder_positions: int = 50 # rows and columns of the decoder's learned position code
-    entities: str = 'slots' # ablation: `grid` takes the mean features of a fixed grid of K cells instead
-    slot_init: str = 'entity' # a Gaussian per group; ablations: `random`, one Gaussian for all, or `learned`, K fixed vectors
-    competition: str = 'slots' # slot attention's softmax; ablation: over `patches`
-    interaction: bool = True # ablation: slots of a group do not talk
-    fusion: bool = True # ablation: relevance is plain similarity, without the fusion module
+    entities: str = 'slots' # discovered by slot attention (ablation: `grid`, the mean features of K fixed cells)
+    slot_init: str = 'entity' # drawn from a Gaussian for each group (ablations: `random`, from one for all; `learned`, K fixed vectors)
+    competition: str = 'slots' # slot attention's softmax runs over slots (ablation: over `patches`)
+    interaction: bool = True # slots of a group talk (ablation: False)
+    fusion: bool = True # expressions collect slots by the fusion module (ablation: False, by plain similarity)
 
     @property
     def num_slots(self) -> int:

@@ -20,6 +20,7 @@ from einops import rearrange, repeat
 from PIL import Image
 from torch import Tensor
 
+from .config import SaGConfig
 from .data import pad, tokenize
 from .decoder import Decoder
 from .evaluate import evaluation_mode, score_rows, slot_noise, tidy, tokenizer_of, truth
@@ -115,6 +116,9 @@ def forward_keeping(
     noise: Tensor | None = None, # (B, K, D) standard normal, drawn when None
 ) -> tuple[SaGOutput, Tensor]: # outputs, and maps of all rounds (rounds, B, K, N)
     "Photos and expressions through METHOD.md's formulas, as they stand there"
+    usual = SaGConfig()
+    for name in 'entities', 'competition', 'interaction', 'fusion':
+        if (found := getattr(model.config, name)) != getattr(usual, name): raise ValueError(f'the yardstick knows the whole method only, not {name}={found!r}')
     with plain_attention(model): grid, text = model.image(pixel_values), model.text(input_ids, attention_mask)
     h, w = grid.shape[-2:]
     features = rearrange(grid, 'b c h w -> b (h w) c')
