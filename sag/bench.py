@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SIDES', 'STARTS', 'MEASURES', 'SECONDS', 'clouds', 'write_photos', 'total_loss', 'stepper', 'loss_gap', 'peak_memory',
-           'step_memory', 'python', 'memory', 'evaluation', 'reading', 'starting', 'machine', 'compared', 'in_process',
-           'measure_all', 'bench', 'figure', 'work_lines', 'report']
+           'step_memory', 'python', 'elsewhere', 'memory', 'evaluation', 'reading', 'starting', 'machine', 'compared',
+           'timings', 'measure_all', 'bench', 'figure', 'work_lines', 'report']
 
 # %% ../nbs/46_bench.ipynb #4f39f39d
 import json
@@ -30,7 +30,7 @@ from torch import Tensor
 
 # %% ../nbs/46_bench.ipynb #60cbd07c
 from . import yardstick
-from .config import SaGConfig, commit
+from .config import ALLOCATOR, SaGConfig, commit
 from .data import PhotoTexts, loader, word_tokenizer
 from .evaluate import evaluate
 from .files import atomic
@@ -135,19 +135,25 @@ def step_memory(
 def python(
     code: str, # to run
 ) -> str: # what it printed
-    "Run code in a fresh interpreter that finds this very package"
+    "Run code in a fresh interpreter that finds this very package, with the allocator set as runs set it"
     path = os.pathsep.join([str(Path(yardstick.__file__).parent.parent), os.environ.get('PYTHONPATH', '')])
-    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=os.environ | dict(PYTHONPATH=path))
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=ALLOCATOR | os.environ | dict(PYTHONPATH=path))
     if done.returncode: raise RuntimeError(f'{code!r} ended with status {done.returncode}, perhaps out of memory: {done.stderr[-500:]}')
     return done.stdout
 
+def elsewhere(
+    function: str, # of this module
+    *args: Any, # plain values
+) -> Any: # its result, which JSON can hold
+    "Call a function in a fresh interpreter"
+    return json.loads(python(f'import json; from sag.bench import {function}; print(json.dumps({function}{args!r}))').splitlines()[-1])
+
 def memory(
-    *args: Any, # `step_memory`'s, after the side
-) -> tuple[dict[str, list[float]], dict[str, float]]: # MB: each side's peak; the two parts that no side can save
+    repeats: int, *args: Any, # times each side, in turns; `step_memory`'s, after the side
+) -> tuple[dict[str, list[float]], dict[str, float]]: # MB: each side's peaks; the two parts that no side can save
     "Peak memory of a training step of each side"
-    run = lambda side: json.loads(python(f'import json; from sag.bench import step_memory; print(json.dumps(step_memory{(side, *args)!r}))').splitlines()[-1])
-    found = {side: run(side) for side in SIDES}
-    return {side: [f['peak']] for side, f in found.items()}, {k: found['yardstick'][k] for k in ('libraries', 'weights')}
+    found = [{side: elsewhere('step_memory', side, *args) for side in SIDES} for _ in range(repeats)]
+    return {side: [f[side]['peak'] for f in found] for side in SIDES}, {k: found[0]['yardstick'][k] for k in ('libraries', 'weights')}
 
 # %% ../nbs/46_bench.ipynb #a9691753
 def evaluation(
@@ -175,13 +181,14 @@ def reading(
     "Both ways from JPEGs to batches, on one thread"
     files, size, look = list(dict.fromkeys(e.image for e in es)), config.image_size, (config.image_mean, config.image_std)
     data = PhotoTexts(es, tokenizer, size, *look, group='photo')
-    sides = dict(yardstick=lambda: torch.stack([yardstick.read_naively(f, size, *look) for f in files]),
-                 sag=lambda: torch.cat([b.pixel_values for b in loader(data, 4, shuffle=False, drop_last=False)]))
+    def naive(f: Path) -> Tensor: return yardstick.read_naively(f, size, *look)
+    sides = dict(yardstick=lambda: [torch.stack([naive(f) for f in files[i:i + 4]]) for i in range(0, len(files), 4)],
+                 sag=lambda: [b.pixel_values for b in loader(data, 4, shuffle=False, drop_last=False)])
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try: seconds = in_turns(sides, max(repeats, 3))
     finally: torch.set_num_threads(threads)
-    gap = float((sides['yardstick']() - sides['sag']()).abs().max())*255*max(config.image_std)
+    gap = max(float((a - b).abs().max()) for a, b in zip(sides['yardstick'](), sides['sag'](), strict=True))*255*max(config.image_std)
     return {k: [len(files)/s for s in v] for k, v in seconds.items()}, gap
 
 # %% ../nbs/46_bench.ipynb #050ce549
@@ -222,14 +229,14 @@ def compared(
     return dict(unit=unit, all={k: values[k] for k in ('yardstick', side)}, yardstick=slow, sag=ours, ratio=ratio, target=target, reached=reached)
 
 # %% ../nbs/46_bench.ipynb #e28f2754
-def in_process(
+def timings(
     size: str, repeats: int, batch_size: int, image_size: int, photos: int, expressions: int, precision: str, # see `bench`
 ) -> tuple[dict[str, dict[str, list[float]]], dict[str, Any]]: # values by measure; facts
-    "What is measured in this process: steps, evaluation, data, and how much of the machine they use"
+    "Steps, evaluation and data, how much of the machine they use, and the machine itself"
     torch.manual_seed(0)
     model = build(size, image_size)
     batch = step_batch(model, batch_size)
-    facts = dict(loss_gap=loss_gap(model, batch))
+    facts = dict(machine=machine(), loss_gap=loss_gap(model, batch))
     values = dict(step=in_turns(stepper(model, batch, precision), repeats))
     work = dict(multiply_adds=3*sum(multiply_adds(model.eval(), batch_size, batch_size).values()), matrix_rate=matrix_rate(model.device, precision),
                 bytes=sum(least_bytes(model, batch).values()), copy_rate=copy_rate(model.device))
@@ -242,14 +249,13 @@ def in_process(
 def measure_all(
     size: str, repeats: int, batch_size: int, image_size: int, photos: int, expressions: int, precision: str, # see `bench`
 ) -> dict[str, Any]:
-    "Every measure; the processes of their own come first, while this one is still small"
-    peaks, fixed = memory(size, batch_size, image_size, precision)
+    "Every measure, each in a process of its own"
     start = starting(max(repeats, 3))
-    values, facts = in_process(size, repeats, batch_size, image_size, photos, expressions, precision)
-    values['memory'] = peaks
+    values, facts = elsewhere('timings', size, repeats, batch_size, image_size, photos, expressions, precision)
+    values['memory'], fixed = memory(repeats, size, batch_size, image_size, precision)
     found = {name: compared(name, values[name.split(', ')[0]]) for name in MEASURES}
     start_table = {k: dict(seconds=median(v), all=v, target=SECONDS.get(k), reached=median(v) <= SECONDS.get(k, np.inf)) for k, v in start.items()}
-    return found | facts | dict(start=start_table, fixed_memory=fixed)
+    return facts | found | dict(start=start_table, fixed_memory=fixed)
 
 # %% ../nbs/46_bench.ipynb #3a1e7ecb
 def bench(
@@ -266,7 +272,7 @@ def bench(
     if size not in SIZES: raise ValueError(f"size={size!r}; choose {' or '.join(SIZES)}")
     if precision not in DTYPES: raise ValueError(f"precision={precision!r}; choose {', '.join(DTYPES)}")
     settings = dict(size=size, repeats=repeats, batch_size=batch_size, image_size=image_size, photos=photos, expressions=expressions, precision=precision)
-    result = dict(settings=settings, machine=machine()) | measure_all(**settings) # type: ignore[arg-type]
+    result = dict(settings=settings) | measure_all(**settings) # type: ignore[arg-type]
     with atomic(Path(dest)/'bench.json') as temp: temp.write_text(json.dumps(result, indent=2), encoding='utf-8')
     with atomic(Path(dest)/'bench.png') as temp:
         fig = figure(result)
@@ -308,7 +314,8 @@ def work_lines(
     rest = dict(yardstick=result['memory']['yardstick'], sag=result['memory']['sag'], checkpointing=result['memory, checkpointing']['sag'])
     return [f"photos per second, training: {result['settings']['batch_size']/result['step']['sag']:.3g}",
             f"a step needs {w['multiply_adds']/1e9:.3g} G multiply-adds, {product:.3g} s at the {w['matrix_rate']/1e9:.3g} G/s of a matrix product,",
-            f"  and {w['bytes']/1e9:.3g} GB moved, {copy:.2g} s at the {w['copy_rate']/1e9:.3g} GB/s of a copy: at most {result['step']['yardstick']/product:.3g} times the yardstick",
+            f"  and {w['bytes']/1e9:.3g} GB moved, {copy:.2g} s at the {w['copy_rate']/1e9:.3g} GB/s of a copy:",
+            f"  at most {result['step']['yardstick']/max(product, copy):.3g} times as fast as the yardstick on this machine",
             '  share of the matrix rate: ' + ', '.join(f"{k} {w[f'{k}_share_of_rate']:.0%}" for k in SIDES),
             f"memory without libraries ({f['libraries']:.0f} MB) and weights, gradients and moments ({f['weights']:.0f} MB):",
             '  ' + ', '.join(f'{k} {v - floor:.0f} MB' for k, v in rest.items())]
