@@ -24,11 +24,12 @@ def sine_position(
     h: int, # rows of patches
     w: int, # columns
     dim: int, # D_in, a multiple of 4
+    device: Any = None, # where to compute (default: the CPU)
 ) -> Tensor: # (h·w, dim)
     "2-D sine code: D/2 features of y, then D/2 of x, positions scaled to (0, 2π] (as in the released code)"
-    freq = 10000**(2*(torch.arange(dim//2)//2)/(dim/2)) # (D/2,)
+    freq = 10000**(2*(torch.arange(dim//2, device=device)//2)/(dim/2)) # (D/2,)
     def code(n: int) -> Tensor: # (n, D/2)
-        angle = torch.arange(1, n + 1)[:, None]/(n + 1e-6)*2*math.pi/freq
+        angle = torch.arange(1, n + 1, device=device)[:, None]/(n + 1e-6)*2*math.pi/freq
         return torch.stack([angle[:, 0::2].sin(), angle[:, 1::2].cos()], -1).flatten(1)
     return torch.cat([repeat(code(h), 'h d -> (h w) d', w=w), repeat(code(w), 'w d -> (h w) d', h=h)], 1)
 
