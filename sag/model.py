@@ -123,7 +123,7 @@ class SaG(Parts):
         else: grid = rearrange(features.to(self.project.weight.dtype), 'b (h w) c -> b c h w', h=round(features.shape[1]**.5))
         h, w = grid.shape[-2:]
         features = rearrange(grid, 'b c h w -> b (h w) c')
-        context = self.project(features) + sine_position(h, w, self.config.context_dim).to(features.device)
+        context = self.project(features) + sine_position(h, w, self.config.context_dim, features.device)
         slots, maps = self.shatter(context.unflatten(1, (h, w)), noise)
         return SaGOutput(slots, maps, features)
 
