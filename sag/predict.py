@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from fastcore.meta import delegates
 from PIL import Image
 from torch import Tensor
 
@@ -21,7 +22,8 @@ from .refer import read_photo, upright
 from .released import load_released
 
 # %% auto #0
-__all__ = ['as_photo', 'as_sentences', 'as_model', 'Trace', 'encode_sentences', 'trace', 'Segments', 'segment']
+__all__ = ['as_photo', 'as_sentences', 'as_model', 'Slots', 'find_slots', 'encode_sentences', 'Trace', 'find_masks', 'trace',
+           'Segments', 'segment']
 
 # %% ../nbs/42_predict.ipynb #e673cf47
 def as_photo(
@@ -57,13 +59,25 @@ def as_model(
     return net
 
 # %% ../nbs/42_predict.ipynb #c1bcdd86
-class Trace(NamedTuple):
-    "A photo's way through the model; tensors on the CPU."
+class Slots(NamedTuple):
+    "A photo and what one draw of slots found in it; tensors where the model is."
     photo: Image.Image      # RGB
+    slots: Tensor           # (1,K,D)
     slot_maps: Tensor       # (K,h,w) share of each patch that each slot holds
-    relevance: Tensor       # (T,K) attention of each expression over the slots
-    scores: Tensor          # (T,H,W) in [0,1]
-    masks: Tensor           # (T,H,W) bool
+
+def find_slots(
+    image: Any,                         # path, PIL image or uint8 array
+    model: SaG | str | PathLike,        # a model, or where one was saved
+    draw: int = 0,                      # number of the slot draw
+    image_id: int = 0,                  # of the photo in its data set, for `evaluate`'s draw
+    device: Any = None,                 # default: where the model is
+) -> Slots:
+    "Shatter one photo (paper, entity discovery module)."
+    photo, net = as_photo(image), as_model(model)
+    transform = image_transform(net.config.image_size, net.config.image_mean, net.config.image_std)
+    with evaluation_mode(net, device) as where:
+        out = net.encode_image(transform(photo)[None].to(where), noise=slot_noise(net, [image_id], draw).to(where))
+    return Slots(photo, out.slots, out.slot_maps[0].float())
 
 # %% ../nbs/42_predict.ipynb #80b59795
 def encode_sentences(
@@ -78,26 +92,43 @@ def encode_sentences(
     return model.encode_text(ids.to(device), mask.to(device))
 
 # %% ../nbs/42_predict.ipynb #90fc9837
+class Trace(NamedTuple):
+    "A photo's way through the model; tensors on the CPU."
+    photo: Image.Image      # RGB
+    slot_maps: Tensor       # (K,h,w) share of each patch that each slot holds
+    relevance: Tensor       # (T,K) attention of each expression over the slots
+    scores: Tensor          # (T,H,W) in [0,1]
+    masks: Tensor           # (T,H,W) bool
+
+def find_masks(
+    found: Slots,                       # of `find_slots`
+    sentences: str | Sequence[str],     # one expression or several
+    model: Any,                         # the model that found them
+    rule: str = 'relevance',            # inference rule, see `weigh`
+    threshold: float = .5,              # mask = score ≥ threshold
+    tokenizer: Any = None,              # default: the model's own
+) -> Trace:
+    "Gather the slots that each expression is about (paper, modality fusion module, inference and evaluation)."
+    with evaluation_mode(model) as where:
+        text = encode_sentences(model, as_sentences(sentences), tokenizer, where)
+        relevance = model.relevance(found.slots, text)[0].float()
+        scores = full_size(segment_scores(relevance, found.slot_maps, rule), found.photo.size[::-1])
+    return Trace(found.photo, *(o.cpu() for o in (found.slot_maps, relevance, scores, scores >= threshold)))
+
+# %% ../nbs/42_predict.ipynb #bde37cb2
+@delegates(find_masks)
 def trace(
     image: Any,                         # path, PIL image or uint8 array
     sentences: str | Sequence[str],     # one expression or several
     model: SaG | str | PathLike,        # a model, or where one was saved
     draw: int = 0,                      # number of the slot draw
     image_id: int = 0,                  # of the photo in its data set, for `evaluate`'s draw
-    rule: str = 'relevance',            # inference rule, see `weigh`
-    threshold: float = .5,              # mask = score ≥ threshold
     device: Any = None,                 # default: where the model is
-    tokenizer: Any = None,              # default: the model's own
+    **kwargs: Any,
 ) -> Trace:
-    "One draw of slots on one photo, with everything on the way to the masks (paper, inference and evaluation)."
-    photo, said, net = as_photo(image), as_sentences(sentences), as_model(model)
-    transform = image_transform(net.config.image_size, net.config.image_mean, net.config.image_std)
-    with evaluation_mode(net, device) as where:
-        text = encode_sentences(net, said, tokenizer, where)
-        out = net.encode_image(transform(photo)[None].to(where), noise=slot_noise(net, [image_id], draw).to(where))
-        relevance, maps = net.relevance(out.slots, text)[0].float(), out.slot_maps[0].float()
-        scores = full_size(segment_scores(relevance, maps, rule), photo.size[::-1])
-    return Trace(photo, *(o.cpu() for o in (maps, relevance, scores, scores >= threshold)))
+    "One draw of slots on one photo, with everything on the way to the masks."
+    said, net = as_sentences(sentences), as_model(model)
+    return find_masks(find_slots(image, net, draw, image_id, device), said, net, **kwargs)
 
 # %% ../nbs/42_predict.ipynb #12f97591
 class Segments(NamedTuple):
@@ -106,20 +137,19 @@ class Segments(NamedTuple):
     masks: Tensor       # (T,H,W) bool
 
 # %% ../nbs/42_predict.ipynb #e613edd4
+@delegates(trace, but=['draw', 'image_id'])
 def segment(
     image: Any,                         # path, PIL image or uint8 array
     sentences: str | Sequence[str],     # one expression or several
     model: SaG | str | PathLike,        # a model, or where one was saved: a folder or hub id
     draws: int = 1,                     # slot draws to average; more are steadier and slower
     seed: int = 0,                      # number of the first draw
-    rule: str = 'relevance',            # inference rule, see `weigh`
     threshold: float = .5,              # mask = score ≥ threshold
-    device: Any = None,                 # default: where the model is
-    tokenizer: Any = None,              # default: the model's own
+    **kwargs: Any,
 ) -> Segments:
     "Soft masks (T,H,W) in [0,1] and bool masks at the photo's own size. Errors name what is missing, broken, blank or too long."
     if draws < 1: raise ValueError(f'draws must be 1 or more, not {draws}')
     photo, net = as_photo(image), as_model(model)
-    each = [trace(photo, sentences, net, d, 0, rule, threshold, device, tokenizer).scores for d in range(seed, seed + draws)]
+    each = [trace(photo, sentences, net, d, **kwargs).scores for d in range(seed, seed + draws)]
     scores = each[0] if draws == 1 else min_max(torch.stack(each).mean(0))
     return Segments(scores, scores >= threshold)
