@@ -9,7 +9,7 @@ import json
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import chain, product
+from itertools import product
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .data import PhotoTexts, loader
+from .distribute import everyone, turn
 from .files import atomic
 from .metrics import aggregate, as_stack, bootstrap, box_mask, measure, pixel_counts, ratios
 from .refer import Expression
@@ -30,8 +31,8 @@ from .refer import Expression
 __all__ = ['RULES', 'TRIVIAL', 'BLIND', 'COLUMNS', 'NAMES', 'weigh', 'segment_scores', 'min_max', 'full_size', 'slot_noise',
            'by_annotation', 'text_limit', 'tokenizer_of', 'photo_batches', 'Truth', 'truth', 'score_rows',
            'trivial_mask', 'random_slot', 'encode_draws', 'expressions_by_photo', 'batch_scores', 'rule_scores',
-           'evaluation_mode', 'check_rules', 'ask_once', 'evaluate', 'batch_rows', 'tidy', 'summary', 'summary_line',
-           'pretty', 'save_results']
+           'evaluation_mode', 'check_rules', 'ask_once', 'evaluate', 'in_order', 'batch_rows', 'tidy', 'summary',
+           'summary_line', 'pretty', 'save_results']
 
 # %% ../nbs/41_evaluate.ipynb #def500df
 RULES = ('relevance', 'avg', 'max', 'min')
@@ -131,11 +132,11 @@ def photo_batches(
     tokenizer: Any = None,                          # default: the model's own
     workers: int = 0,                               # processes that decode photos
 ) -> list[Any]:                                     # loaders of `Batch`, one for each kind of annotation
-    "Photos with all their expressions, in order. `ValueError` names an expression longer than the text encoder takes."
+    "Photos with all their expressions, in order; this process's share. `ValueError` names an expression longer than the text encoder takes."
     c, tok = model.config, tokenizer_of(model, tokenizer)
     def photos(es: list[Expression]) -> PhotoTexts:
         return PhotoTexts(es, tok, c.image_size, c.image_mean, c.image_std, 'photo', features=features, max_length=text_limit(model))
-    return [loader(photos(es), batch_size, shuffle=False, drop_last=False, workers=workers) for es in by_annotation(expressions)]
+    return [loader(photos(es), batch_size, shuffle=False, drop_last=False, workers=workers, turn=turn()) for es in by_annotation(expressions)]
 
 # %% ../nbs/41_evaluate.ipynb #f5a931fc
 class Truth(NamedTuple):
@@ -293,12 +294,21 @@ def evaluate(
     asked, draws = ask_once([*rules, *((*TRIVIAL, *BLIND) if baselines else ())]), ask_once(draws)
     check_rules(asked)
     batches = photo_batches(model, expressions, batch_size, features, tokenizer, workers)
-    rows: list[dict[str, Any]] = []
+    found: dict[tuple[int, int], list[dict[str, Any]]] = {}     # (kind, number of the batch) → rows
     with evaluation_mode(model, device) as where, tqdm(total=sum(map(len, batches)), desc='evaluate', disable=not progress) as bar:
-        for batch in chain(*batches):
-            rows += batch_rows(model, batch.to(where), asked, draws, threshold)
-            bar.update()
-    return tidy(rows)
+        for kind, some in enumerate(batches):
+            for i, batch in enumerate(some):
+                found[kind, i] = batch_rows(model, batch.to(where), asked, draws, threshold)
+                bar.update()
+    return tidy(in_order(found))
+
+# %% ../nbs/41_evaluate.ipynb #9d10079c
+def in_order(
+    found: dict[tuple[int, int], list[dict[str, Any]]],     # (kind, number of the batch) → rows, of this process
+) -> list[dict[str, Any]]:                                  # of all processes
+    "Rows as one process would have found them: every process's first batch in turn, then every process's second …"
+    batches = [(kind, i, rank, rows) for rank, part in enumerate(everyone(found)) for (kind, i), rows in part.items()]
+    return [row for *_, rows in sorted(batches, key=lambda b: b[:3]) for row in rows]
 
 # %% ../nbs/41_evaluate.ipynb #b8bf9417
 def batch_rows(
