@@ -296,10 +296,9 @@ def evaluate(
     batches = photo_batches(model, expressions, batch_size, features, tokenizer, workers)
     found: dict[tuple[int, int], list[dict[str, Any]]] = {}     # (kind, number of the batch) → rows
     with evaluation_mode(model, device) as where, tqdm(total=sum(map(len, batches)), desc='evaluate', disable=not progress) as bar:
-        for kind, some in enumerate(batches):
-            for i, batch in enumerate(some):
-                found[kind, i] = batch_rows(model, batch.to(where), asked, draws, threshold)
-                bar.update()
+        for kind, i, batch in ((k, i, b) for k, some in enumerate(batches) for i, b in enumerate(some)):
+            found[kind, i] = batch_rows(model, batch.to(where), asked, draws, threshold)
+            bar.update()
     return tidy(in_order(found))
 
 # %% ../nbs/41_evaluate.ipynb #9d10079c

@@ -62,9 +62,10 @@ def growth(
     if size not in RANGES: raise ValueError(f"size={size!r}; choose {' or '.join(RANGES)}")
     r = RANGES[size]
     usual = dict(batch_size=r['batch_size'], image_size=r['image_size'], groups=r['groups'], repeats=repeats)
-    turned: dict[str, Callable] = {'photos in a batch': lambda v: dict(batch_size=v), 'slots': lambda v: dict(groups=v//2), 'pixels (side)': lambda v: dict(image_size=v)}
-    rows: list[dict[str, Any]] = [dict(what=what, value=v) | step_cost(size, **usual | change(v))
-                                  for (what, change), key in zip(turned.items(), ('photos', 'slots', 'pixels'), strict=True) for v in r[key]]
+    turned: list[tuple[str, str, Callable]] = [ # name, key in RANGES, what it changes
+        ('photos in a batch', 'photos', lambda v: dict(batch_size=v)), ('slots', 'slots', lambda v: dict(groups=v//2)),
+        ('pixels (side)', 'pixels', lambda v: dict(image_size=v))]
+    rows: list[dict[str, Any]] = [dict(what=what, value=v) | step_cost(size, **usual | change(v)) for what, key, change in turned for v in r[key]]
     rows += [dict(what='expressions per photo', value=v) | evaluation_cost(size, r['image_size'], v, repeats=repeats) for v in r['expressions']]
     return pd.DataFrame(rows)
 

@@ -29,6 +29,7 @@ from IPython.display import display
 from nbclient.exceptions import DeadKernelError
 from traitlets.config import Config
 
+# %% ../nbs/60_runs.ipynb #df019dc1
 import sag
 
 from .config import project_root

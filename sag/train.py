@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['TRACKERS', 'FREE', 'SHOWN', 'load_data', 'build_model', 'batches', 'optimizer', 'ramp', 'lr_factor', 'accelerator',
-           'Training', 'losses', 'train_step', 'update', 'Diverged', 'flush', 'leave_out', 'look', 'checkpoint',
-           'restore', 'check_folder', 'begin', 'stream', 'first_photos', 'check', 'prepare', 'advance', 'due',
-           'progress', 'stopping', 'finish', 'fit', 'provenance', 'write_record', 'warn_of_leak', 'write_history']
+           'Progress', 'Training', 'losses', 'train_step', 'update', 'Diverged', 'flush', 'leave_out', 'look',
+           'checkpoint', 'restore', 'check_folder', 'begin', 'stream', 'first_photos', 'check', 'prepare', 'advance',
+           'due', 'progress', 'stopping', 'finish', 'fit', 'provenance', 'write_record', 'warn_of_leak',
+           'write_history']
 
 # %% ../nbs/50_train.ipynb #7d1b64da
 import json
@@ -27,6 +28,7 @@ from operator import add
 from pathlib import Path
 from typing import Any
 
+# %% ../nbs/50_train.ipynb #5be53249
 import pandas as pd
 import torch
 from accelerate import Accelerator
@@ -35,7 +37,6 @@ from accelerate.utils import set_seed
 from torch import Tensor, nn
 from tqdm import tqdm
 
-# %% ../nbs/50_train.ipynb #5be53249
 from .checkpoint import Terminated, checkpoints, newest, random_state, save, set_random_state, terminable
 from .config import Recipe, change, commit, to_json
 from .data import Batch, Expressions, PhotoTexts, cache_photos, load_refer, load_tokenizer, loader, word_tokenizer
@@ -137,9 +138,24 @@ def accelerator(
     return Accelerator(mixed_precision='no' if precision == 'fp32' else precision, log_with=track or None, project_dir=str(dest))
 
 # %% ../nbs/50_train.ipynb #974a09bf
+@dataclass(kw_only=True)
+class Progress:
+    "How far a training has come"
+    step: int = 0 # iterations done
+    best: float = -1. # best validation mIoU so far
+    pending: list[dict] = field(default_factory=list) # rows not yet read off the device
+    history: list[dict] = field(default_factory=list) # a row for each iteration
+    nonfinite: list[dict] = field(default_factory=list) # batches that were left out
+
+    @property
+    def waiting(self) -> float: # in [0, 1]
+        "The share of the steps' time that went into waiting for data"
+        return sum(h['wait'] for h in self.history)/sum(h['seconds'] for h in self.history)
+
+# %% ../nbs/50_train.ipynb #58b616fe
 @dataclass
-class Training:
-    "What changes while a model trains"
+class Training(Progress):
+    "A training, ready for its next step"
     recipe: Recipe
     model: SaG
     total: int # iterations
@@ -147,11 +163,6 @@ class Training:
     accelerator: Accelerator = field(init=False)
     forward: Any = field(init=False) # the model as a step calls it: spread over processes, compiled
     optimizer: Any = field(init=False)
-    step: int = 0 # iterations done
-    best: float = -1. # best validation mIoU so far
-    pending: list[dict] = field(default_factory=list) # rows not yet read off the device
-    history: list[dict] = field(default_factory=list) # a row for each iteration
-    nonfinite: list[dict] = field(default_factory=list) # batches that were left out
 
     def __post_init__(self):
         r = self.recipe
@@ -164,11 +175,6 @@ class Training:
 
     @property
     def main(self) -> bool: return self.accelerator.is_main_process # the one that writes files
-
-    @property
-    def waiting(self) -> float: # in [0, 1]
-        "The share of the steps' time that went into waiting for data"
-        return sum(h['wait'] for h in self.history)/sum(h['seconds'] for h in self.history)
 
 # %% ../nbs/50_train.ipynb #5a90679f
 def losses(
@@ -306,7 +312,7 @@ def check_folder(
         f"an interrupted training waits in {dest}: go on with `sag train --resume {dest}` (fit: resume=True), or remove {dest/'checkpoints'} to start anew")
     if not resume or not (dest/'run.json').exists(): return
     record = read_json(dest/'run.json')
-    then, now = record['recipe'] | dict(processes=record['processes']), json.loads(to_json(recipe)) | dict(processes=turn()[1])
+    then, now = record['recipe'] | dict(processes=record.get('processes', 1)), json.loads(to_json(recipe)) | dict(processes=turn()[1])
     wrong = [f'{k} is {now.get(k)!r} and was {then.get(k)!r}' for k in {**then, **now} if k not in FREE and now.get(k) != then.get(k)]
     if wrong: raise ValueError(f"{dest} cannot go on with another recipe: {'; '.join(wrong)}. Train in another folder, or resume it as it was")
 
@@ -481,6 +487,7 @@ def write_record(
     with atomic(path) as temp: temp.write_text(json.dumps(record, indent=2), encoding='utf-8')
     with atomic(training.dest/'train_photos.txt') as temp: temp.write_text('\n'.join(sorted({photo_key(p) for p in train.photo_files()})), encoding='utf-8')
 
+# %% ../nbs/50_train.ipynb #12782018
 def warn_of_leak(
     expressions: Expressions, # to evaluate on
     run: str | Path, # folder of the model's run; nothing is known of a model without train_photos.txt
