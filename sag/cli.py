@@ -103,13 +103,19 @@ def train(
     test: str = 'testA+testB', # splits measured at the end ('' for none)
     draws: int = 3, # slot draws in that measurement
     resume: str = '', # the folder of a run that was interrupted: go on where it was, with its own parameters
+    slurm: str = '', # queue the run on a cluster with these options of submitit, as JSON: '{"slurm_partition": "gpu", "gpus_per_node": 1}'
     **changes: Any, # fields of the recipe
 ) -> Path: # the executed notebook
     "Train a model: nbs/run/train.ipynb with these parameters"
     from sag import runs
     if resume: return runs.resume(resume, **(dict(changes=changes) if changes else {}))
     recipe(preset, **changes) # refuses misspelt names before anything is loaded
-    return runs.run('train', dest, preset=preset, changes=changes, test=test, draws=draws)
+    params = dict(preset=preset, changes=changes, test=test, draws=draws)
+    if not slurm: return runs.run('train', dest, **params)
+    from sag.grids import readable, slurm_options
+    from sag.sweep import sweep
+    print(readable(sweep({Path(dest).name: params}, Path(dest).parent, slurm=slurm_options(slurm)))) # a sweep of one run
+    return Path(dest)/'train.ipynb'
 
 # %% ../nbs/69_cli.ipynb #a46d2402
 def typed(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['no_reconstruction', 'components', 'backbones', 'grids', 'Grid', 'groups', 'bare', 'row_name', 'combinations',
-           'rows_of', 'training_runs', 'models', 'measuring_runs', 'numbers', 'readable', 'run_grid']
+           'rows_of', 'training_runs', 'models', 'measuring_runs', 'numbers', 'slurm_options', 'readable', 'run_grid']
 
 # %% ../nbs/62_grids.ipynb #3f978e7c
 import hashlib
@@ -146,6 +146,15 @@ def numbers(
     try: return [int(o) for o in text.split(',')]
     except ValueError: raise ValueError(f'seeds={text!r}: whole numbers with commas between, such as 0,1,2') from None
 
+def slurm_options(
+    text: str, # JSON, or nothing
+) -> dict[str, Any] | None: # of submitit
+    "Options for the cluster; ValueError for anything else"
+    try: found = json.loads(text or 'null')
+    except json.JSONDecodeError: found = text
+    if found is None or isinstance(found, dict): return found
+    raise ValueError(f'slurm={text!r}: options of submitit as JSON, such as {{"slurm_partition": "gpu"}}')
+
 def readable(
     table: pd.DataFrame, # of `sweep`
 ) -> str:
@@ -179,4 +188,4 @@ def run_grid(
     runs = (training_runs(rows, preset, numbers(seeds), changes, test=test, draws=draws) if notebook == 'train'
             else measuring_runs(rows, model, split=test, draws=draws))
     dest = dest or f"runs/{row_name(json.loads(grid)) if '{' in grid else grid}"
-    return readable(sweep(runs, dest, notebook, jobs, gpus, retries, json.loads(slurm) if slurm else None))
+    return readable(sweep(runs, dest, notebook, jobs, gpus, retries, slurm_options(slurm)))
