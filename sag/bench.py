@@ -246,6 +246,7 @@ def timings(
     work |= {f'{k}_share_of_rate': work['multiply_adds']/median(v)/work['matrix_rate'] for k, v in values['step'].items()}
     return values, facts | dict(work=work)
 
+# %% ../nbs/46_bench.ipynb #d82e7ed8
 def measure_all(
     size: str, repeats: int, batch_size: int, image_size: int, photos: int, expressions: int, precision: str, # see `bench`
 ) -> dict[str, Any]:
@@ -320,6 +321,7 @@ def work_lines(
             f"memory without libraries ({f['libraries']:.0f} MB) and weights, gradients and moments ({f['weights']:.0f} MB):",
             '  ' + ', '.join(f'{k} {v - floor:.0f} MB' for k, v in rest.items())]
 
+# %% ../nbs/46_bench.ipynb #b2794dd4
 def report(
     result: dict[str, Any], # of `bench`
 ) -> str: # lines of text

@@ -268,6 +268,7 @@ commands: dict[str, Any] = dict(
 positional = dict(evaluate=['model'], predict=['image', 'expression'], sweep=['grid'], report=['runs'], export=['model'], push=['run', 'repo_id'])
 short = {'-d': '--dataset', '-t': '--split'} # as the released code calls them
 
+# %% ../nbs/69_cli.ipynb #7c906c7a
 def function(
     name: str, # of a command
 ) -> Callable:

@@ -84,6 +84,7 @@ def reference(
     head += f'Explained and tested in [{notebook}](../{notebook}.ipynb).\n'
     return '\n'.join([head, *(entry(k, v) for k, v in symbols(module).items())])
 
+# %% ../nbs/68_docs.ipynb #bcfe7d94
 def toctree(
     pages: list[str], # pages of one group, from the page that lists them
     caption: str = '', # the group's name

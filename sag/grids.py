@@ -155,6 +155,7 @@ def slurm_options(
     if found is None or isinstance(found, dict): return found
     raise ValueError(f'slurm={text!r}: options of submitit as JSON, such as {{"slurm_partition": "gpu"}}')
 
+# %% ../nbs/62_grids.ipynb #2c91007f
 def readable(
     table: pd.DataFrame, # of `sweep`
 ) -> str:
