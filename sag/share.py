@@ -274,10 +274,10 @@ def checked(
 ) -> Any: # SaG
     "The model; what cannot be exported is refused here"
     if format not in FORMATS: raise ValueError(f'format={format!r}; choose {" or ".join(FORMATS)}')
-    if format == 'onnx': extra('onnxscript', 'export')
     if not isinstance(model, SaG) and Path(model, 'run.json').exists(): finished(model)
     net = as_model(model)
     if net.tokenizer is None: raise ValueError('the model has no tokenizer to turn words into its input_ids: set model.tokenizer')
+    if format == 'onnx': extra('onnxscript', 'export')
     return net
 
 # %% ../nbs/65_share.ipynb #99634535
