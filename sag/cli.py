@@ -223,9 +223,10 @@ def bench(
     growth: bool = False, # measure how cost grows with photos, slots, pixels and expressions instead
 ) -> Path: # bench.json, or growth.csv
     "Measure training, memory, evaluation, data and start against the yardstick"
+    if growth:
+        from sag.growth import write_growth
+        return write_growth(dest, 'reduced' if size == 'small' else size, repeats)
     from sag import bench as b
-    from sag.growth import write_growth
-    if growth: return write_growth(dest, 'reduced' if size == 'small' else size, repeats)
     b.bench(dest, size, repeats, batch_size, image_size, precision=precision)
     return Path(dest)/'bench.json'
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['demo', 'smoke', 'released', 'presets', 'group_presets', 'ALLOCATOR', 'Encoders', 'SaGConfig', 'Data', 'Recipe',
-           'change', 'model_config', 'to_json', 'from_json', 'recipe', 'project_root', 'shared', 'commit']
+           'change', 'model_config', 'to_json', 'from_json', 'recipe', 'project_root', 'shared', 'extra', 'commit']
 
 # %% ../nbs/00_config.ipynb #f5b9202e
 import json
@@ -12,6 +12,7 @@ import os
 import subprocess
 from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +199,16 @@ def shared(
 
 # %% ../nbs/00_config.ipynb #5c619708
 ALLOCATOR = {'MALLOC_MMAP_THRESHOLD_': str(2**32), 'MALLOC_TRIM_THRESHOLD_': str(2**32)} # bytes
+
+# %% ../nbs/00_config.ipynb #9d110c6c
+def extra(
+    module: str, # of a library that sag does not require
+    name: str, # of the extra that brings it
+) -> Any: # the module
+    "Import an optional library; ImportError says how to get it"
+    try: return import_module(module)
+    except ModuleNotFoundError as e:
+        raise ImportError(f"this needs {module}, and {e.name} is not installed: pip install 'sag[{name}]'") from None
 
 # %% ../nbs/00_config.ipynb #2fa9fd28
 def commit() -> str:

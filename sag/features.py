@@ -8,17 +8,17 @@ __all__ = ['fingerprint', 'Features', 'cache_features']
 # %% ../nbs/26_features.ipynb #1bb19ddc
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from einops import rearrange
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from .config import SaGConfig
-from .data import image_transform
+from .data import Stored, image_transform
 from .files import atomic
 from .refer import read_photo
 
@@ -37,17 +37,8 @@ def fingerprint(
     return h.hexdigest()[:16]
 
 # %% ../nbs/26_features.ipynb #402f0532
-class Features(Mapping[Path, Tensor]):
+class Features(Stored):
     "Cached features by photo: `features[path]` is (N, C), float16"
-    def __init__(self, path: Path, photos: Sequence[Path]):
-        self.path, self.array, self.index = path, np.load(path, mmap_mode='r'), {p: i for i, p in enumerate(photos)}
-
-    def __len__(self) -> int: return len(self.index)
-    def __iter__(self) -> Iterator[Path]: return iter(self.index)
-
-    def __getitem__(self, photo: Path) -> Tensor:
-        if photo not in self.index: raise KeyError(f'{photo} is not among the {len(self)} photos of {self.path}')
-        return torch.from_numpy(np.array(self.array[self.index[photo]]))
 
 # %% ../nbs/26_features.ipynb #d0b9fbe9
 @torch.no_grad()

@@ -18,11 +18,9 @@ import torch
 
 from .bench import evaluation, stepper, write_photos
 from .files import atomic
-from .work import SIZES, build, copy_rate, in_turns, least_bytes, matrix_rate, multiply_adds, step_batch, wait
+from .work import build, copy_rate, in_turns, least_bytes, matrix_rate, multiply_adds, step_batch, wait
 
 # %% ../nbs/47_growth.ipynb #24692fd8
-SIZES['reduced'] = dict(SIZES['small'], image_args=dict(embed_dim=96, depth=4, num_heads=3, patch_size=8), dim=128, context_dim=128,
-                        slot_head_dim=64, interact_head_dim=32, fusion_head_dim=64)
 RANGES: dict[str, dict[str, Any]] = dict( # what is turned, and the usual value of the others
     reduced=dict(photos=(1, 2, 4, 8), slots=(4, 8, 16, 32, 64), pixels=(48, 96, 144, 192), expressions=(1, 2, 4, 8), batch_size=4, image_size=96, groups=8),
     full=dict(photos=(1, 2, 4), slots=(9, 18, 36, 72), pixels=(192, 288, 384, 480), expressions=(1, 2, 4, 8), batch_size=2, image_size=384, groups=18))
@@ -47,7 +45,7 @@ def evaluation_cost(
     photos: int = 2, repeats: int = 3, # of the split; times each side
 ) -> dict[str, float]: # seconds of yardstick and sag for the split; least multiply-adds
     "Evaluation of a small split"
-    model = build(size, image_size, **(dict(groups=8) if size == 'reduced' else {}))
+    model = build(size, image_size)
     with tempfile.TemporaryDirectory() as d: seconds, _ = evaluation(model, write_photos(Path(d), photos, expressions), repeats, 4)
     least, c, texts = multiply_adds(model, photos, photos*expressions, 6), model.config, photos*expressions
     fusion = c.fusion_heads*c.fusion_head_dim*(texts*c.dim + (photos*c.dim + texts)*c.num_slots)

@@ -32,7 +32,7 @@ from traitlets.config import Config
 # %% ../nbs/60_runs.ipynb #df019dc1
 import sag
 
-from .config import project_root
+from .config import ALLOCATOR, project_root
 from .files import atomic, read_json
 
 # %% ../nbs/60_runs.ipynb #78026480
@@ -84,7 +84,7 @@ def execute(
 ) -> None:
     "papermill, with live output and without progress-bar debris; a Path among the parameters is passed as text"
     params = {k: str(v) if isinstance(v, Path) else v for k, v in params.items()}
-    for k in 'MALLOC_MMAP_THRESHOLD_', 'MALLOC_TRIM_THRESHOLD_': os.environ.setdefault(k, str(2**32))
+    for k, v in ALLOCATOR.items(): os.environ.setdefault(k, v)
     quiet = Config(KernelManager=dict(transport_encryption='auto')) # encrypt where the kernel can; no warning where it cannot
     with passing_on():
         pm.execute_notebook(str(notebook), str(out), params, kernel_name='python3', progress_bar=False, config=quiet,

@@ -21,9 +21,8 @@ from huggingface_hub import EvalResult, HfApi, ModelCardData
 from torch import Tensor, nn
 
 from .compare import markdown
-from .config import Recipe, SaGConfig, to_json
+from .config import Recipe, SaGConfig, extra, to_json
 from .evaluate import evaluation_mode, pretty, segment_scores, slot_noise, text_limit
-from .explore import extra
 from .files import atomic, read_json
 from .model import SaG
 from .predict import as_model

@@ -26,6 +26,7 @@ import nbformat
 import pandas as pd
 from filelock import FileLock, Timeout
 
+from .config import extra
 from .runs import RunError, check_parameters, find_notebook, outcome, parameters, run
 
 # %% ../nbs/61_sweep.ipynb #84e51f43
@@ -164,10 +165,7 @@ def executor(
     options: dict[str, Any], # of `AutoExecutor.update_parameters`; `cluster` chooses another executor than Slurm's, such as 'local'
 ) -> Any: # submitit's
     "The way to the cluster; ImportError without submitit, ValueError for what it does not know"
-    try:
-        import submitit
-    except ImportError: raise ImportError("slurm needs the package submitit: pip install 'sag[slurm]'") from None
-    options = dict(options)
+    submitit, options = extra('submitit', 'slurm'), dict(options)
     try:
         made = submitit.AutoExecutor(folder, cluster=options.pop('cluster', 'slurm'))
         made.update_parameters(**options)

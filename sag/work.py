@@ -24,9 +24,12 @@ SIZES: dict[str, dict] = dict(full={}, small=dict(
     image_encoder='vit_tiny_patch16_224', image_args=dict(embed_dim=48, depth=2, num_heads=2),
     text_args=dict(vocab_size=500, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, max_position_embeddings=32),
     dim=48, context_dim=48, groups=4, slot_head_dim=16, interact_head_dim=16, fusion_head_dim=16))
+SIZES['reduced'] = SIZES['small'] | dict(
+    image_args=dict(embed_dim=96, depth=4, num_heads=3, patch_size=8), dim=128, context_dim=128,
+    groups=8, slot_head_dim=64, interact_head_dim=32, fusion_head_dim=64)
 
 def build(
-    size: str = 'full', # `full`: the paper's model with BERT-base; or `small`
+    size: str = 'full', # `full`: the paper's model with BERT-base; `small`, for tests; `reduced`, between them
     image_size: int = 384, # pixels
     **changes: Any, # further fields of the configuration
 ) -> SaG:
