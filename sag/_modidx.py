@@ -321,6 +321,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'sag.grids': { 'sag.grids.Grid': ('grids.html#grid', 'sag/grids.py'),
                            'sag.grids.bare': ('grids.html#bare', 'sag/grids.py'),
                            'sag.grids.combinations': ('grids.html#combinations', 'sag/grids.py'),
+                           'sag.grids.different': ('grids.html#different', 'sag/grids.py'),
                            'sag.grids.groups': ('grids.html#groups', 'sag/grids.py'),
                            'sag.grids.measuring_runs': ('grids.html#measuring_runs', 'sag/grids.py'),
                            'sag.grids.models': ('grids.html#models', 'sag/grids.py'),

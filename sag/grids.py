@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['no_reconstruction', 'components', 'backbones', 'grids', 'Grid', 'groups', 'bare', 'row_name', 'combinations',
-           'rows_of', 'training_runs', 'models', 'measuring_runs', 'numbers', 'slurm_options', 'readable', 'run_grid']
+           'different', 'rows_of', 'training_runs', 'models', 'measuring_runs', 'numbers', 'slurm_options', 'readable',
+           'run_grid']
 
 # %% ../nbs/62_grids.ipynb #3f978e7c
 import hashlib
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from .config import Recipe, recipe
+from .config import Recipe, change, recipe
 from .runs import RunError
 from .sweep import sweep
 
@@ -86,11 +87,20 @@ def combinations(
     return {row_name(o): o for o in rows}
 
 # %% ../nbs/62_grids.ipynb #78e819b1
+def different(
+    rows: dict[str, dict[str, Any]], # changes by name
+    recipe: Recipe, # the preset, changed
+) -> dict[str, dict[str, Any]]: # those that change it to another recipe than all before
+    "Rows without those that would train the same model again"
+    first: dict[str, str] = {}
+    for name, own in rows.items(): first.setdefault(repr(change(recipe, **own)), name)
+    return {name: rows[name] for name in first.values()}
+
 def rows_of(
     grid: str, # names in `grids` with commas between, or JSON: values to try, by field
     recipe: Recipe, # the preset, changed
 ) -> tuple[str, dict[str, dict[str, Any]]]: # the notebook, and its rows
-    "A grid's rows; several grids that share a row have it once. ValueError for an unknown name"
+    "A grid's rows; of rows that train the same model the first stands for all. ValueError for an unknown name"
     if grid.lstrip().startswith('{'):
         try: return 'train', combinations(json.loads(grid))
         except json.JSONDecodeError as e: raise ValueError(f'{grid}: no JSON ({e})') from None
@@ -102,7 +112,9 @@ def rows_of(
     if len(notebooks) > 1:
         raise ValueError(f'{grid}: rules and threshold measure a trained model, the other grids train; start them one after the other')
     found = [grids[o].rows for o in names]
-    return notebooks.pop(), {k: v for o in found for k, v in (o(recipe) if callable(o) else o).items()}
+    rows = {k: v for o in found for k, v in (o(recipe) if callable(o) else o).items()}
+    notebook = notebooks.pop()
+    return notebook, different(rows, recipe) if notebook == 'train' else rows
 
 # %% ../nbs/62_grids.ipynb #4dcf661e
 def training_runs(
