@@ -98,7 +98,7 @@ def write_embeddings(
 
 # %% ../nbs/69_cli.ipynb #83da8087
 def train(
-    preset: str = 'unc', # starting point: demo, smoke, unc, unc+, gref, refcocog_umd, phrasecut or referit
+    preset: str = 'unc', # starting point: demo, smoke, unc, unc+, gref, refcocog_umd, phrasecut, referit, lite0 or vits14
     dest: str = 'runs/train', # the run's folder
     test: str = 'testA+testB', # splits measured at the end ('' for none)
     draws: int = 3, # slot draws in that measurement
@@ -150,6 +150,7 @@ def evaluate(
     split: str = 'val', # train, val, testA, testB or test, several with +, or all
     tag: str = '', # only this subset of an evaluation, such as PhraseCut's i_multi
     draws: int = 3, # slot draws
+    untrained: bool = False, # also what the backbone gives without training: principal component, CLS attention, k-means
     shown: int = 5, # photos in the figure
     dest: str = '', # folder of the results (default: inside the model's folder)
 ) -> Path: # the executed notebook
@@ -158,7 +159,8 @@ def evaluate(
     from sag.runs import run
     dest = dest or f'{model if Path(model).is_dir() else "runs/" + Path(model).stem}/{dataset}-{split}'
     model = str(Path(model).resolve()) if Path(model).exists() else model
-    return run('evaluate', dest, model=model, dataset=dataset, root=root, split_by=split_by, split=split, tag=tag, draws=draws, shown=shown)
+    return run('evaluate', dest, model=model, dataset=dataset, root=root, split_by=split_by, split=split, tag=tag, draws=draws,
+               untrained=untrained, shown=shown)
 
 # %% ../nbs/69_cli.ipynb #7aa8555f
 def predict(

@@ -352,7 +352,7 @@ def run_curves(
 ) -> Figure | None:             # None where no run has a history
     "The losses of several trainings, and what was measured on the way, in one figure"
     there = {c for g in groups for r in g.runs for c in r.history if r.history[c].notna().any()}
-    names = [c for c in ('contrastive', 'reconstruction', 'val mIoU', 'val pointing') if c in there]
+    names = [c for c in ('contrastive', 'reconstruction', 'val R@1', 'val mIoU', 'val pointing') if c in there]
     if not names: return None
     fig, axs = plt.subplots(1, len(names), figsize=(6, 1.9), dpi=80, squeeze=False, layout='constrained')
     for ax, c in zip(axs[0], names, strict=True): curve_panel(ax, groups, c)

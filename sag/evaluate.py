@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import product
 from os import PathLike
 from pathlib import Path
@@ -28,11 +29,11 @@ from .metrics import aggregate, as_stack, bootstrap, box_mask, measure, pixel_co
 from .refer import Expression
 
 # %% auto #0
-__all__ = ['RULES', 'TRIVIAL', 'BLIND', 'COLUMNS', 'NAMES', 'weigh', 'segment_scores', 'min_max', 'full_size', 'slot_noise',
-           'by_annotation', 'text_limit', 'tokenizer_of', 'photo_batches', 'Truth', 'truth', 'score_rows',
-           'trivial_mask', 'random_slot', 'encode_draws', 'expressions_by_photo', 'batch_scores', 'rule_scores',
-           'evaluation_mode', 'check_rules', 'ask_once', 'evaluate', 'in_order', 'batch_rows', 'tidy', 'summary',
-           'summary_line', 'pretty', 'save_results']
+__all__ = ['RULES', 'TRIVIAL', 'BLIND', 'ORACLE', 'Oracle', 'COLUMNS', 'NAMES', 'weigh', 'segment_scores', 'min_max', 'full_size',
+           'slot_noise', 'by_annotation', 'text_limit', 'tokenizer_of', 'photo_batches', 'Truth', 'truth', 'score_rows',
+           'trivial_mask', 'random_slot', 'best_slot', 'encode_draws', 'expressions_by_photo', 'batch_scores',
+           'rule_scores', 'evaluation_mode', 'check_rules', 'ask_once', 'evaluate', 'in_order', 'batch_rows', 'tidy',
+           'summary', 'summary_line', 'pretty', 'save_results']
 
 # %% ../nbs/41_evaluate.ipynb #def500df
 RULES = ('relevance', 'avg', 'max', 'min')
@@ -196,6 +197,24 @@ def random_slot(
     picks = [int(np.random.default_rng([draw, e.sent_id]).integers(slots)) for e in es]
     return F.one_hot(torch.tensor(picks), slots).float()
 
+# %% ../nbs/41_evaluate.ipynb #c924faa5
+ORACLE = ('oracle slot',)                       # knows the truth: an upper bound
+Oracle = Callable[[Tensor], Tensor]             # slot maps (K,h,w) → weights (T,K)
+
+def best_slot(
+    slot_maps: Tensor,          # (K,h,w)
+    true: Truth,                # of T expressions; boxes count where there are no masks
+    threshold: float = .5,      # mask = score ≥ threshold
+) -> Tensor:                    # (T,K) one-hot
+    "For each expression the slot whose mask has the largest IoU with the truth."
+    truth = true.boxes if true.masks is None else true.masks
+    assert truth is not None
+    h, w = truth.shape[1:]
+    target, own = truth.flatten(1).float(), (full_size(slot_maps, (h, w)) >= threshold).flatten(1).float() # (T,H·W), (K,H·W)
+    both = target @ own.T
+    iou = both / (target.sum(1, keepdim=True) + own.sum(1) - both)
+    return F.one_hot(iou.argmax(1), len(slot_maps)).to(slot_maps)
+
 # %% ../nbs/41_evaluate.ipynb #2b02cd0f
 def encode_draws(
     model: Any,                 # encode_image
@@ -222,8 +241,9 @@ def expressions_by_photo(
 def batch_scores(
     model: Any,                     # SaG, or anything with its encode_image, encode_text and relevance
     batch: Any,                     # `Batch`, on the model's device, expressions in the photos' order
-    rules: Sequence[str],           # of `RULES` or `BLIND`
+    rules: Sequence[str],           # of `RULES`, `BLIND` or `ORACLE`
     draws: Iterable[int],           # numbers of the draws
+    oracles: Sequence[Oracle] = (), # of each photo, for `ORACLE`
 ) -> Iterator[tuple[str, int, int, Tensor]]:    # rule, draw, index b of the photo, scores (T_b,H,W)
     "Scores of every expression on its own photo, under each rule and draw."
     groups = expressions_by_photo(batch)
@@ -231,18 +251,20 @@ def batch_scores(
     for draw, out in encode_draws(model, batch, [es[0].image_id for es in groups], draws):
         for b, es in enumerate(groups):
             relevance, maps = model.relevance(out.slots[b:b + 1], text[b])[0].float(), out.slot_maps[b].float()
-            for rule in rules: yield rule, draw, b, rule_scores(es, relevance, maps, rule, draw)
+            for rule in rules: yield rule, draw, b, rule_scores(es, relevance, maps, rule, draw, oracles[b] if oracles else None)
 
 # %% ../nbs/41_evaluate.ipynb #1d2621d4
 def rule_scores(
     es: Sequence[Expression],   # T expressions of one photo
     relevance: Tensor,          # (T,K)
     slot_maps: Tensor,          # (K,h,w)
-    rule: str,                  # of `RULES` or `BLIND`
+    rule: str,                  # of `RULES`, `BLIND` or `ORACLE`
     draw: int = 0,              # for the random slot
+    oracle: Oracle | None = None,   # for `ORACLE`
 ) -> Tensor:                    # (T,H,W) in [0,1]
-    "Scores at the size of the annotated frame; a random slot takes the place of relevance where the rule says so."
+    "Scores at the size of the annotated frame; a random slot, or the best one, takes the place of relevance where the rule says so."
     if rule == 'random slot': rule, relevance = 'relevance', random_slot(es, len(slot_maps), draw).to(slot_maps)
+    if oracle and rule in ORACLE: rule, relevance = 'relevance', oracle(slot_maps)
     return full_size(segment_scores(relevance, slot_maps, rule), (es[0].height, es[0].width))
 
 # %% ../nbs/41_evaluate.ipynb #9c9c2ca3
@@ -265,7 +287,7 @@ def check_rules(
     rules: Sequence[str],   # asked for
 ) -> None:
     "`ValueError` names a rule that does not exist, before an hour has gone into the others."
-    known = (*RULES, *TRIVIAL, 'random slot')
+    known = (*RULES, *TRIVIAL, 'random slot', *ORACLE)
     for r in rules:
         if r not in known: raise ValueError(f'no rule is called {r!r}; there are {", ".join(known)}')
 
@@ -280,7 +302,7 @@ def evaluate(
     model: Any,                                 # SaG, or anything with its encode_image, encode_text and relevance
     expressions: Iterable[Expression],          # with masks or boxes
     draws: Sequence[int] = (0, 1, 2),           # slot draws; the spread over them is part of the result
-    rules: Sequence[str] = ('relevance',),      # of `RULES`
+    rules: Sequence[str] = ('relevance',),      # of `RULES` or `ORACLE`
     baselines: bool = True,                     # also the rules that need no training
     batch_size: int = 16,                       # photos; changes speed and memory, not results
     threshold: float = .5,                      # mask = score ≥ threshold
@@ -313,7 +335,7 @@ def in_order(
 def batch_rows(
     model: Any,                     # as `evaluate`
     batch: Any,                     # `Batch` on the model's device
-    rules: Sequence[str],           # of `RULES`, `TRIVIAL` or `BLIND`
+    rules: Sequence[str],           # of `RULES`, `TRIVIAL`, `BLIND` or `ORACLE`
     draws: Sequence[int],           # numbers of the draws
     threshold: float = .5,          # mask = score ≥ threshold
 ) -> list[dict[str, Any]]:          # a row for each rule, draw and expression
@@ -325,7 +347,8 @@ def batch_rows(
     for rule, (b, es) in product([r for r in rules if r in TRIVIAL], enumerate(groups)):
         add(rule, draws[0], b, trivial_mask(rule, (es[0].height, es[0].width)).to(device).expand(len(es), -1, -1))
     slots = [r for r in rules if r not in TRIVIAL]
-    for found in batch_scores(model, batch, slots, draws) if slots else (): add(*found)
+    oracles = [partial(best_slot, true=t, threshold=threshold) for t in trues]
+    for found in batch_scores(model, batch, slots, draws, oracles) if slots else (): add(*found)
     return rows
 
 # %% ../nbs/41_evaluate.ipynb #aa45550f

@@ -57,6 +57,9 @@ grids: dict[str, Grid] = {
                   {f'batch-{b}': dict(batch_size=b) for b in (8, 16, 32, 64)}),
     'warmup': Grid('What the warm-up ramps: ours; the released code has `loss`',
                    {f'warmup-{o}': dict(warmup_kind=o) for o in ('loss', 'lr')} | {'warmup-none': dict(warmup=0)}),
+    'changes': Grid('One change at a time of what a recipe for few photos leaves open: ours', {
+        'full': {}, 'temperature-0.5': dict(temperature=.5), 'same-text-ignored': dict(ignore_same_text=True), 'texts-4': dict(texts_per_photo=4),
+        'slots-8': dict(groups=8, slots_per_group=1), 'slots-18': dict(groups=18, slots_per_group=1), 'reconstruction-3': dict(reconstruction_weight=3.)}),
     'backbone': Grid('The image backbone trained or kept as it is: ours; the paper trains it', backbones),
 }
 
@@ -182,9 +185,9 @@ def readable(
 
 # %% ../nbs/62_grids.ipynb #ee69ce40
 def run_grid(
-    grid: str, # losses, components, groups, rules, slots, threshold, batch, warmup or backbone; several with commas; or '{"lr": [0.1, 1]}'
+    grid: str, # losses, components, groups, rules, slots, threshold, batch, warmup, changes or backbone; several with commas; or '{"lr": [0.1, 1]}'
     dest: str = '', # the sweep's folder (default: runs/GRID)
-    preset: str = 'demo', # starting point: demo, smoke, unc, unc+, gref, refcocog_umd, phrasecut or referit
+    preset: str = 'demo', # starting point: demo, smoke, unc, unc+, gref, refcocog_umd, phrasecut, referit, lite0 or vits14
     seeds: str = '0,1,2', # of each row
     model: str = '', # for rules and threshold: a run, or a folder of runs
     test: str = 'testA+testB', # splits to measure

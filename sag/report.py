@@ -20,8 +20,8 @@ from typing import Any
 # %% auto #0
 __all__ = ['PUBLISHED', 'ABLATIONS', 'SPLITS', 'TEX', 'HEAD', 'READ', 'BASELINE', 'published', 'published_sizes', 'beside',
            'incomplete', 'tex', 'flat', 'latex', 'Section', 'write_report', 'results_section', 'recipes_section',
-           'rules_section', 'comparison_section', 'breakdown_section', 'examples_section', 'published_section',
-           'is_called', 'middle', 'blocks', 'measure_for', 'data_sections', 'report']
+           'points', 'rules_section', 'comparison_section', 'breakdown_section', 'examples_section',
+           'published_section', 'is_called', 'middle', 'blocks', 'measure_for', 'data_sections', 'report']
 
 # %% ../nbs/67_report.ipynb #05285917
 import matplotlib.pyplot as plt
@@ -30,7 +30,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from .breakdown import breakdown, data_set, extremes, pictures, show_breakdown
-from .compare import SAME, Group, Run, comparisons, differences, group_runs, keyed, markdown, pretty_results, read_runs, results, run_curves
+from .compare import SAME, Group, Run, compare, comparisons, differences, group_runs, keyed, markdown, pretty_results, read_runs, results, run_curves
 from .evaluate import NAMES
 from .files import atomic
 from .prepare import DATASETS
@@ -223,16 +223,24 @@ def recipes_section(
     return [Section('recipes', 'What the recipes differ in', '', table, shown)] if len(table) else []
 
 # %% ../nbs/67_report.ipynb #654bab61
+def points(
+    d: dict[str, Any],  # of `compare`
+) -> str:
+    "A difference with its interval"
+    return '{difference:+.1f} [{lo:+.1f}, {hi:+.1f}]'.format(**d).replace('-', '−')
+
 def rules_section(
-    group: Group,       # one of them
-    name: str,          # of the files
-    n: int,             # bootstrap draws
+    group: Group, name: str, measure: str, n: int,  # one of them, the files' name, see `compare`
 ) -> Section:
-    "Every rule a group was measured under, those that need no training too"
+    "Every rule a group was measured under, those that need no training too, and how far the group's own is ahead of each"
     rules = [r for r in group.runs[0].rows.rule.unique() if all(r in set(o.rows.rule) for o in group.runs)]
     table = results([group._replace(rule=r) for r in rules], n)
+    ahead = {r: compare(group._replace(rule=r), group, measure, n) for r in rules if r != group.rule}
+    table = table.join(pd.DataFrame(ahead).T[['difference', 'lo', 'hi']].add_prefix('ahead '), on='rule') if ahead else table
     shown = pretty_results(table).reset_index('rule').drop(columns='seeds')
-    return Section(name, f'Inference rules, {group.name}', f'{group.data}. {READ}', table, shown)
+    if ahead: shown[f'{group.rule} − rule, {measure}'] = [points(ahead[r]) if r in ahead else '' for r in rules]
+    about = f'{group.data}. {READ} Differences: on the same expressions, paired bootstrap over photos.'
+    return Section(name, f'Inference rules, {group.name}', about, table, shown)
 
 # %% ../nbs/67_report.ipynb #9f4caa1b
 BASELINE = ('In points, on the same expressions [95 % paired bootstrap interval over photos]; p by swapping the two results of photos; trainings ahead: '
@@ -245,8 +253,7 @@ def comparison_section(
     table = comparisons(baseline, others, measure, n)
     at_most = lambda p: f'{p:.4f}' if p > 1/n else f'< {1/n:g}'
     shown = table[['p', 'p (Holm)']].map(at_most).assign(ahead=table['trainings ahead']).rename(columns=dict(ahead='trainings ahead'))
-    points = [f'{d:+.1f} [{a:+.1f}, {b:+.1f}]'.replace('-', '−') for d, a, b in table[['difference', 'lo', 'hi']].to_numpy(float)]
-    shown.insert(0, f'{measure} − baseline', points)
+    shown.insert(0, f'{measure} − baseline', [points(d) for d in table.to_dict('records')])
     return Section(name, 'Against the baseline', f'{baseline.data}; baseline {baseline.name}. {BASELINE}', table, shown.reset_index())
 
 # %% ../nbs/67_report.ipynb #40a9484e
@@ -338,7 +345,7 @@ def data_sections(
     "All that is said of one data set"
     first, *others = groups
     out = [comparison_section(first, others, f'comparison{end}', measure, n)] if others else []
-    return out + [breakdown_section(groups, f'breakdown{end}', measure, n), rules_section(first, f'rules{end}', n),
+    return out + [breakdown_section(groups, f'breakdown{end}', measure, n), rules_section(first, f'rules{end}', measure, n),
                   examples_section(groups, f'examples{end}', shown), published_section(first, f'published{end}')]
 
 # %% ../nbs/67_report.ipynb #98c12bde

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['TRACKERS', 'FREE', 'SHOWN', 'load_data', 'build_model', 'batches', 'optimizer', 'ramp', 'lr_factor', 'accelerator',
-           'Progress', 'Training', 'losses', 'train_step', 'update', 'Diverged', 'flush', 'leave_out', 'look',
-           'checkpoint', 'restore', 'check_folder', 'begin', 'stream', 'first_photos', 'check', 'prepare', 'advance',
-           'due', 'progress', 'stopping', 'finish', 'fit', 'provenance', 'write_record', 'warn_of_leak',
+           'Progress', 'Training', 'repeated', 'losses', 'train_step', 'update', 'Diverged', 'flush', 'leave_out',
+           'look', 'checkpoint', 'restore', 'check_folder', 'begin', 'stream', 'first_photos', 'check', 'prepare',
+           'advance', 'due', 'progress', 'stopping', 'finish', 'fit', 'provenance', 'write_record', 'warn_of_leak',
            'write_history']
 
 # %% ../nbs/50_train.ipynb #7d1b64da
@@ -31,6 +31,7 @@ from typing import Any
 # %% ../nbs/50_train.ipynb #5be53249
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
@@ -41,13 +42,16 @@ from .checkpoint import Terminated, checkpoints, newest, random_state, save, set
 from .config import Recipe, change, commit, to_json
 from .data import Batch, Expressions, PhotoTexts, cache_photos, load_refer, load_tokenizer, loader, word_tokenizer
 from .distribute import everyone, share_slots, turn, weight
+from .encoders import Recall
 from .evaluate import evaluate, summary, text_limit
 from .features import Features, cache_features
 from .files import atomic, read_json
 from .losses import contrastive_loss, reconstruction_loss
-from .model import SaG
+from .model import SaG, load_weights, read_pretrained
 from .npz import load_npz
+from .phrases import same_text, to_phrases
 from .prepare import DATASETS, leak, load, photo_key
+from .retrieval import retrieval
 from .synthetic import write_scenes
 
 # %% ../nbs/50_train.ipynb #dd5ab557
@@ -74,6 +78,7 @@ def build_model(
     set_seed(recipe.seed)
     model = SaG(recipe)
     model.tokenizer = tokenizer
+    if recipe.start: load_weights(model, read_pretrained(recipe.start)[1], recipe.start)
     if recipe.checkpointing: model.set_grad_checkpointing()
     return model
 
@@ -176,6 +181,20 @@ class Training(Progress):
     @property
     def main(self) -> bool: return self.accelerator.is_main_process # the one that writes files
 
+# %% ../nbs/50_train.ipynb #6b5592e6
+def repeated(
+    batch: Batch, # T expressions of B photos; every process has to call it
+) -> Tensor: # (T, R·B) bool
+    "Photos, the own one aside, with an expression that says the same (see `same_text`)"
+    parts, rank = everyone((batch.image_of_text.tolist(), [e.sentence for e in batch.expressions])), turn()[0]
+    number = same_text([s for _, sentences in parts for s in sentences])
+    photo = torch.tensor([i + r*len(batch.photos) for r, (own, _) in enumerate(parts) for i in own])
+    has = torch.zeros(len(number), len(batch.photos)*len(parts), dtype=torch.bool)
+    has[number, photo] = True
+    start = sum(len(own) for own, _ in parts[:rank])
+    mine = slice(start, start + len(batch.expressions))
+    return (has[number[mine]] & ~F.one_hot(photo[mine], has.shape[1]).bool()).to(batch.image_of_text.device)
+
 # %% ../nbs/50_train.ipynb #5a90679f
 def losses(
     training: Training, # its model and recipe
@@ -186,7 +205,8 @@ def losses(
     r, own = training.recipe, batch.image_of_text
     with training.accelerator.autocast():
         out = training.forward(batch.pixel_values, batch.input_ids, batch.attention_mask, noise, batch.features)
-        contrast = contrastive_loss(out, own + turn()[0]*len(out.slots), r.temperature)*weight(len(own), own.device)
+        same = repeated(batch) if r.ignore_same_text else None
+        contrast = contrastive_loss(out, own + turn()[0]*len(out.slots), r.temperature, same)*weight(len(own), own.device)
         recon = reconstruction_loss(out)
     return dict(loss=contrast + r.reconstruction_weight*recon, contrastive=contrast, reconstruction=recon)
 
@@ -258,15 +278,17 @@ def leave_out(
 # %% ../nbs/50_train.ipynb #fa28c641
 def look(
     training: Training, # its history's last row gains what is found; weights are saved when the rule says so
-    val: Expressions, # with masks or boxes; may be empty
+    val: Expressions, # may be empty
     features: Features | None = None, # cached, in place of photos
-) -> dict[str, float]: # mIoU and pointing in %, as far as they are defined
+) -> dict[str, float]: # in %: recall of photos; mIoU and pointing where there are masks and boxes
     "Measure on the validation expressions and save by the selection rule"
     flush(training)
     found: dict[str, float] = {}
     if len(val):
-        line = summary(evaluate(training.model, val, draws=(0,), baselines=False, progress=False, features=features), n=100).iloc[0]
-        found = {f'val {k}': float(line[k]) for k in ('mIoU', 'pointing', 'pointing in box') if k in line}
+        if val.has_masks or val.has_boxes:
+            line = summary(evaluate(training.model, val, draws=(0,), baselines=False, progress=False, features=features), n=100).iloc[0]
+            found = {k: float(line[k]) for k in ('mIoU', 'pointing', 'pointing in box') if k in line}
+        found = {f'val {k}': v for k, v in (found | retrieval(training.model, val, features)).items()}
         training.accelerator.log(found, step=training.step)
         training.model.train()
     better = found.get('val mIoU', -1.) > training.best
@@ -375,13 +397,15 @@ def prepare(
     machine = accelerator(recipe.precision, recipe.track, dest)
     check_folder(recipe, Path(dest), resume)
     with machine.main_process_first(): # the others then find written what has to be written once
-        train, val = load_data(recipe, recipe.train_split), load_data(recipe, recipe.val_split) if recipe.val_split else Expressions()
+        train = to_phrases(load_data(recipe, recipe.train_split), recipe.captions)
+        val = load_data(recipe, recipe.val_split) if recipe.val_split else Expressions()
         val = first_photos(val, recipe.val_photos)
         if recipe.selection == 'best_val_miou' and not val.has_masks:
             raise ValueError(f"selection='best_val_miou' needs masks, and {recipe.val_split!r} has none; use 'last'")
         model, features = build_model(recipe, [e.sentence for e in train]).to(machine.device), None
         if recipe.cache_features: features = cache_features(model.image, model.config, (train + val).photo_files(), recipe.feature_dir)
         data = batches(recipe, model, train, features)
+        if recipe.cache_features and recipe.freeze_text: model.text.pooled = Recall(model.text, data.dataset.ids) # type: ignore[method-assign]
     total = recipe.steps or round(recipe.epochs*len(data)/recipe.accumulate)
     return Training(recipe, model, total, Path(dest)), data, val, features
 
