@@ -150,6 +150,7 @@ def evaluate(
     split: str = 'val', # train, val, testA, testB or test, several with +, or all
     tag: str = '', # only this subset of an evaluation, such as PhraseCut's i_multi
     draws: int = 3, # slot draws
+    discovery: bool = False, # also how well the slots cut photos into their annotated objects, whatever the text
     untrained: bool = False, # also what the backbone gives without training: principal component, CLS attention, k-means
     shown: int = 5, # photos in the figure
     dest: str = '', # folder of the results (default: inside the model's folder)
@@ -160,7 +161,7 @@ def evaluate(
     dest = dest or f'{model if Path(model).is_dir() else "runs/" + Path(model).stem}/{dataset}-{split}'
     model = str(Path(model).resolve()) if Path(model).exists() else model
     return run('evaluate', dest, model=model, dataset=dataset, root=root, split_by=split_by, split=split, tag=tag, draws=draws,
-               untrained=untrained, shown=shown)
+               discovery=discovery, untrained=untrained, shown=shown)
 
 # %% ../nbs/69_cli.ipynb #7aa8555f
 def predict(

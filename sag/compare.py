@@ -371,7 +371,8 @@ def curve_panel(
             h = r.history[['step', column]].dropna()
             often = len(h) > 40
             y = h[column].rolling(len(h)//20, min_periods=1, center=True).mean() if often else h[column]
-            ax.plot(h.step, y, lw=1, marker='' if often else 'o', ms=2, color=f'C{i}', alpha=.8, label=None if j else g.name)
+            style = dict(color=f'C{i % 10}', ls=('-', '--', ':')[i//10 % 3], marker='' if often else 'o')
+            ax.plot(h.step, y, lw=1, ms=2, alpha=.8, label=None if j else g.name, **style)
     ax.set_title(column, fontsize=8)
     ax.set_xlabel('step', fontsize=7)
     ax.tick_params(labelsize=6)

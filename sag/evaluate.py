@@ -29,11 +29,11 @@ from .metrics import aggregate, as_stack, bootstrap, box_mask, measure, pixel_co
 from .refer import Expression
 
 # %% auto #0
-__all__ = ['RULES', 'TRIVIAL', 'BLIND', 'ORACLE', 'Oracle', 'COLUMNS', 'NAMES', 'weigh', 'segment_scores', 'min_max', 'full_size',
-           'slot_noise', 'by_annotation', 'text_limit', 'tokenizer_of', 'photo_batches', 'Truth', 'truth', 'score_rows',
-           'trivial_mask', 'random_slot', 'best_slot', 'encode_draws', 'expressions_by_photo', 'batch_scores',
-           'rule_scores', 'evaluation_mode', 'check_rules', 'ask_once', 'evaluate', 'in_order', 'batch_rows', 'tidy',
-           'summary', 'summary_line', 'pretty', 'save_results']
+__all__ = ['RULES', 'TRIVIAL', 'BLIND', 'ORACLE', 'Oracle', 'MEAN', 'COLUMNS', 'NAMES', 'weigh', 'segment_scores', 'min_max',
+           'full_size', 'slot_noise', 'by_annotation', 'text_limit', 'tokenizer_of', 'photo_batches', 'Truth', 'truth',
+           'score_rows', 'trivial_mask', 'random_slot', 'best_slot', 'encode_draws', 'expressions_by_photo',
+           'batch_scores', 'rule_scores', 'evaluation_mode', 'check_rules', 'ask_once', 'evaluate', 'in_order',
+           'batch_rows', 'tidy', 'summary', 'summary_line', 'pretty', 'save_results']
 
 # %% ../nbs/41_evaluate.ipynb #def500df
 RULES = ('relevance', 'avg', 'max', 'min')
@@ -215,6 +215,9 @@ def best_slot(
     iou = both / (target.sum(1, keepdim=True) + own.sum(1) - both)
     return F.one_hot(iou.argmax(1), len(slot_maps)).to(slot_maps)
 
+# %% ../nbs/41_evaluate.ipynb #1553378b
+MEAN = 'mean of draws'                          # one result for all draws, under `relevance`
+
 # %% ../nbs/41_evaluate.ipynb #2b02cd0f
 def encode_draws(
     model: Any,                 # encode_image
@@ -241,17 +244,20 @@ def expressions_by_photo(
 def batch_scores(
     model: Any,                     # SaG, or anything with its encode_image, encode_text and relevance
     batch: Any,                     # `Batch`, on the model's device, expressions in the photos' order
-    rules: Sequence[str],           # of `RULES`, `BLIND` or `ORACLE`
-    draws: Iterable[int],           # numbers of the draws
+    rules: Sequence[str],           # of `RULES`, `BLIND`, `ORACLE`, or `MEAN`
+    draws: Sequence[int],           # numbers of the draws
     oracles: Sequence[Oracle] = (), # of each photo, for `ORACLE`
 ) -> Iterator[tuple[str, int, int, Tensor]]:    # rule, draw, index b of the photo, scores (T_b,H,W)
     "Scores of every expression on its own photo, under each rule and draw."
-    groups = expressions_by_photo(batch)
+    groups, total = expressions_by_photo(batch), dict[int, Tensor]()
     text = model.encode_text(batch.input_ids, batch.attention_mask).split([len(es) for es in groups])
     for draw, out in encode_draws(model, batch, [es[0].image_id for es in groups], draws):
         for b, es in enumerate(groups):
             relevance, maps = model.relevance(out.slots[b:b + 1], text[b])[0].float(), out.slot_maps[b].float()
-            for rule in rules: yield rule, draw, b, rule_scores(es, relevance, maps, rule, draw, oracles[b] if oracles else None)
+            for rule in rules:
+                if rule != MEAN: yield rule, draw, b, rule_scores(es, relevance, maps, rule, draw, oracles[b] if oracles else None)
+            if MEAN in rules: total[b] = total.get(b, 0) + rule_scores(es, relevance, maps, 'relevance')
+    yield from ((MEAN, draws[0], b, min_max(score)) for b, score in total.items())
 
 # %% ../nbs/41_evaluate.ipynb #1d2621d4
 def rule_scores(
@@ -287,7 +293,7 @@ def check_rules(
     rules: Sequence[str],   # asked for
 ) -> None:
     "`ValueError` names a rule that does not exist, before an hour has gone into the others."
-    known = (*RULES, *TRIVIAL, 'random slot', *ORACLE)
+    known = (*RULES, *TRIVIAL, 'random slot', *ORACLE, MEAN)
     for r in rules:
         if r not in known: raise ValueError(f'no rule is called {r!r}; there are {", ".join(known)}')
 
@@ -302,7 +308,7 @@ def evaluate(
     model: Any,                                 # SaG, or anything with its encode_image, encode_text and relevance
     expressions: Iterable[Expression],          # with masks or boxes
     draws: Sequence[int] = (0, 1, 2),           # slot draws; the spread over them is part of the result
-    rules: Sequence[str] = ('relevance',),      # of `RULES` or `ORACLE`
+    rules: Sequence[str] = ('relevance',),      # of `RULES`, `ORACLE` or `MEAN`
     baselines: bool = True,                     # also the rules that need no training
     batch_size: int = 16,                       # photos; changes speed and memory, not results
     threshold: float = .5,                      # mask = score ≥ threshold
