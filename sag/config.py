@@ -170,8 +170,8 @@ released = Recipe(precision='fp16', evaluate_every=5000)
 frozen = Recipe(
     text_encoder='sentence-transformers/all-MiniLM-L6-v2', text_pooling='mean', freeze_text=True, freeze_image=True, cache_features=True,
     image_standardize=True, dim=128, context_dim=128, groups=12, slots_per_group=1, iterations=3, slot_heads=1, slot_head_dim=128,
-    interact_head_dim=32, fusion_heads=1, fusion_head_dim=128, dataset='refcoco,refcoco+', group='photo', texts_per_photo=2, steps=2400,
-    lr=1e-3, text_lr=1e-4, clip=1., reconstruction_weight=10., warmup=100, warmup_kind='lr', evaluate_every=600)
+    interact_head_dim=32, fusion_heads=1, fusion_head_dim=128, dataset='refcoco,refcoco+', group='photo', steps=1800, temperature=.5,
+    ignore_same_text=True, lr=1e-3, text_lr=1e-4, clip=1., reconstruction_weight=10., warmup=100, warmup_kind='lr', evaluate_every=600)
 
 # %% ../nbs/00_config.ipynb #ed675887
 presets: dict[str, Recipe] = {
