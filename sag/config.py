@@ -170,8 +170,8 @@ released = Recipe(precision='fp16', evaluate_every=5000)
 frozen = Recipe(
     text_encoder='sentence-transformers/all-MiniLM-L6-v2', text_pooling='mean', freeze_text=True, freeze_image=True, cache_features=True,
     image_standardize=True, dim=128, context_dim=128, groups=12, slots_per_group=1, iterations=3, slot_heads=1, slot_head_dim=128,
-    interact_head_dim=32, fusion_heads=1, fusion_head_dim=128, dataset='refcoco,refcoco+', group='photo', steps=1800, temperature=.5,
-    ignore_same_text=True, lr=1e-3, text_lr=1e-4, clip=1., reconstruction_weight=10., warmup=100, warmup_kind='lr', evaluate_every=600)
+    interact_head_dim=32, fusion_heads=1, fusion_head_dim=128, dataset='refcoco,refcoco+', group='photo', texts_per_photo=2, steps=3600,
+    lr=1e-3, text_lr=1e-4, clip=1., reconstruction_weight=10., warmup=100, warmup_kind='lr', evaluate_every=600)
 
 # %% ../nbs/00_config.ipynb #ed675887
 presets: dict[str, Recipe] = {
@@ -182,7 +182,7 @@ presets: dict[str, Recipe] = {
     'refcocog_umd': change(released, dataset='refcocog', split_by='umd'),
     'phrasecut': change(released, dataset='phrasecut', val_split='val+miniv'),
     'referit': change(released, dataset='refclef', split_by='berkeley'),
-    'lite0': change(frozen, image_encoder='tf_efficientnet_lite0', image_size=384, image_stride=32, image_mean=(.498,)*3, image_std=(.502,)*3),
+    'lite0': change(frozen, image_encoder='tf_efficientnet_lite0', image_size=256, image_mean=(.498,)*3, image_std=(.502,)*3),
     'vits14': change(frozen, image_encoder='vit_small_patch14_dinov2', image_size=224, image_block=9, image_mean=(.485, .456, .406),
                      image_std=(.229, .224, .225)),
 }

@@ -58,8 +58,8 @@ grids: dict[str, Grid] = {
     'warmup': Grid('What the warm-up ramps: ours; the released code has `loss`',
                    {f'warmup-{o}': dict(warmup_kind=o) for o in ('loss', 'lr')} | {'warmup-none': dict(warmup=0)}),
     'changes': Grid('One change at a time of what a recipe for few photos leaves open: ours', {
-        'full': {}, 'temperature-1': dict(temperature=1.), 'temperature-0.2': dict(temperature=.2), 'same-text-negative': dict(ignore_same_text=False),
-        'texts-2': dict(texts_per_photo=2), 'slots-8': dict(groups=8, slots_per_group=1), 'slots-18': dict(groups=18, slots_per_group=1),
+        'full': {}, 'temperature-0.5': dict(temperature=.5), 'temperature-0.2': dict(temperature=.2), 'same-text-ignored': dict(ignore_same_text=True),
+        'texts-4': dict(texts_per_photo=4), 'slots-8': dict(groups=8, slots_per_group=1), 'slots-18': dict(groups=18, slots_per_group=1),
         'reconstruction-3': dict(reconstruction_weight=3.)}),
     'backbone': Grid('The image backbone trained or kept as it is: ours; the paper trains it', backbones),
 }
