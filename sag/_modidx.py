@@ -284,6 +284,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'sag.evaluate.in_order': ('evaluate.html#in_order', 'sag/evaluate.py'),
                               'sag.evaluate.min_max': ('evaluate.html#min_max', 'sag/evaluate.py'),
                               'sag.evaluate.photo_batches': ('evaluate.html#photo_batches', 'sag/evaluate.py'),
+                              'sag.evaluate.photo_texts': ('evaluate.html#photo_texts', 'sag/evaluate.py'),
                               'sag.evaluate.pretty': ('evaluate.html#pretty', 'sag/evaluate.py'),
                               'sag.evaluate.random_slot': ('evaluate.html#random_slot', 'sag/evaluate.py'),
                               'sag.evaluate.rule_scores': ('evaluate.html#rule_scores', 'sag/evaluate.py'),

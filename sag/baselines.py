@@ -17,8 +17,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .data import PhotoTexts, loader
-from .evaluate import evaluate, evaluation_mode, text_limit, tokenizer_of
+from .data import loader
+from .evaluate import evaluate, evaluation_mode, photo_texts
 from .model import SaG, SaGOutput
 from .refer import Expression
 
@@ -94,8 +94,8 @@ def mean_pairs(
     features: Mapping[Path, Tensor] | None = None,  # (N,C) of each photo, in place of decoding it
 ) -> tuple[Tensor, Tensor]:                         # pooled text (T,H), mean patch of its photo (T,C)
     "Sentences and photos as one vector each"
-    c, text, image = model.config, list[Tensor](), list[Tensor]()
-    data = PhotoTexts(expressions, tokenizer_of(model), c.image_size, c.image_mean, c.image_std, 'photo', features=features, max_length=text_limit(model))
+    text, image = list[Tensor](), list[Tensor]()
+    data = photo_texts(model, expressions, features)
     with evaluation_mode(model) as device:
         for b in tqdm(loader(data, 32, shuffle=False, drop_last=False), 'pairs', mininterval=5):
             b = b.to(device)

@@ -30,10 +30,10 @@ from .refer import Expression
 
 # %% auto #0
 __all__ = ['RULES', 'TRIVIAL', 'BLIND', 'ORACLE', 'Oracle', 'MEAN', 'COLUMNS', 'NAMES', 'weigh', 'segment_scores', 'min_max',
-           'full_size', 'slot_noise', 'by_annotation', 'text_limit', 'tokenizer_of', 'photo_batches', 'Truth', 'truth',
-           'score_rows', 'trivial_mask', 'random_slot', 'best_slot', 'encode_draws', 'expressions_by_photo',
-           'batch_scores', 'rule_scores', 'evaluation_mode', 'check_rules', 'ask_once', 'evaluate', 'in_order',
-           'batch_rows', 'tidy', 'summary', 'summary_line', 'pretty', 'save_results']
+           'full_size', 'slot_noise', 'by_annotation', 'text_limit', 'tokenizer_of', 'photo_texts', 'photo_batches',
+           'Truth', 'truth', 'score_rows', 'trivial_mask', 'random_slot', 'best_slot', 'encode_draws',
+           'expressions_by_photo', 'batch_scores', 'rule_scores', 'evaluation_mode', 'check_rules', 'ask_once',
+           'evaluate', 'in_order', 'batch_rows', 'tidy', 'summary', 'summary_line', 'pretty', 'save_results']
 
 # %% ../nbs/41_evaluate.ipynb #def500df
 RULES = ('relevance', 'avg', 'max', 'min')
@@ -125,8 +125,18 @@ def tokenizer_of(
     return found
 
 # %% ../nbs/41_evaluate.ipynb #95ab4f31
-def photo_batches(
+def photo_texts(
     model: Any,                                     # its config and tokenizer are read
+    expressions: Sequence[Expression],              # any
+    features: Mapping[Path, Tensor] | None = None,  # (N,C) of each photo, in place of decoding it
+    tokenizer: Any = None,                          # default: the model's own
+) -> PhotoTexts:
+    "Photos with all their expressions, as a model takes them. `ValueError` names an expression longer than the text encoder takes."
+    c, tok = model.config, tokenizer_of(model, tokenizer)
+    return PhotoTexts(expressions, tok, c.image_size, c.image_mean, c.image_std, 'photo', features=features, max_length=text_limit(model))
+
+def photo_batches(
+    model: Any,                                     # see `photo_texts`
     expressions: Iterable[Expression],              # see `by_annotation`
     batch_size: int = 16,                           # photos
     features: Mapping[Path, Tensor] | None = None,  # (N,C) of each photo, in place of decoding it
@@ -134,10 +144,8 @@ def photo_batches(
     workers: int = 0,                               # processes that decode photos
 ) -> list[Any]:                                     # loaders of `Batch`, one for each kind of annotation
     "Photos with all their expressions, in order; this process's share. `ValueError` names an expression longer than the text encoder takes."
-    c, tok = model.config, tokenizer_of(model, tokenizer)
-    def photos(es: list[Expression]) -> PhotoTexts:
-        return PhotoTexts(es, tok, c.image_size, c.image_mean, c.image_std, 'photo', features=features, max_length=text_limit(model))
-    return [loader(photos(es), batch_size, shuffle=False, drop_last=False, workers=workers, turn=turn()) for es in by_annotation(expressions)]
+    photos = [photo_texts(model, es, features, tokenizer) for es in by_annotation(expressions)]
+    return [loader(o, batch_size, shuffle=False, drop_last=False, workers=workers, turn=turn()) for o in photos]
 
 # %% ../nbs/41_evaluate.ipynb #f5a931fc
 class Truth(NamedTuple):

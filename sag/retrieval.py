@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .data import PhotoTexts, loader
-from .evaluate import evaluation_mode, expressions_by_photo, slot_noise, text_limit, tokenizer_of
+from .data import loader
+from .evaluate import evaluation_mode, expressions_by_photo, photo_texts, slot_noise
 from .refer import Expression
 
 # %% ../nbs/48_retrieval.ipynb #d7123d00
@@ -26,8 +26,8 @@ def photo_scores(
     features: Mapping[Path, Tensor] | None = None,  # (N,C) of each photo, in place of decoding it
 ) -> tuple[Tensor, Tensor]:                         # scores (T,B), index of each expression's own photo (T,)
     "How well each expression fits each photo, by the contrastive head (paper, contrastive loss); expressions photo by photo"
-    c, slots, text, own = model.config, list[Tensor](), list[Tensor](), list[Tensor]()
-    data = PhotoTexts(expressions, tokenizer_of(model), c.image_size, c.image_mean, c.image_std, 'photo', features=features, max_length=text_limit(model))
+    slots, text, own = list[Tensor](), list[Tensor](), list[Tensor]()
+    data = photo_texts(model, expressions, features)
     with evaluation_mode(model) as device:
         for b in loader(data, batch_size, shuffle=False, drop_last=False):
             b, ids = b.to(device), [es[0].image_id for es in expressions_by_photo(b)]
