@@ -98,7 +98,7 @@ def write_embeddings(
 
 # %% ../nbs/69_cli.ipynb #83da8087
 def train(
-    preset: str = 'unc', # starting point: demo, smoke, unc, unc+, gref, refcocog_umd, phrasecut, referit, lite0 or vits14
+    preset: str = 'unc', # starting point: demo, smoke, unc, unc+, gref, refcocog_umd, phrasecut, referit, lite0, vits14, lite0-slots or vits14-slots
     dest: str = 'runs/train', # the run's folder
     test: str = 'testA+testB', # splits measured at the end ('' for none)
     draws: int = 3, # slot draws in that measurement

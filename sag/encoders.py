@@ -60,12 +60,14 @@ def vit_backbone(
     config: SaGConfig, # image_encoder, image_size, image_block, drop_path and image_args are read
     weights: str, # see `timm_weights`
 ) -> nn.Module:
-    "A timm transformer without classifier and without the blocks after `image_block`"
+    "A timm transformer without classifier and without the blocks that nobody reads"
     args = dict(img_size=config.image_size, dynamic_img_size=True, drop_path_rate=config.drop_path, num_classes=0) | config.image_args
     model = timm.create_model(config.image_encoder, **args, **timm_weights(weights))
     depth = len(model.blocks)
-    if not 0 <= config.image_block <= depth: raise ValueError(f"image_block={config.image_block}, but {config.image_encoder} has blocks 1 to {depth}")
-    model.prune_intermediate_layers([(config.image_block or depth) - 1], prune_norm=False, prune_head=True)
+    wanted = config.image_block or depth, *config.image_also
+    for block in wanted:
+        if not 1 <= block <= depth: raise ValueError(f"image_block={block}, but {config.image_encoder} has blocks 1 to {depth}")
+    model.prune_intermediate_layers([max(wanted) - 1], prune_norm=False, prune_head=True)
     if config.position_resize == 'bilinear': model.__class__ = BilinearViT
     for m in model.modules():
         if isinstance(m, nn.LayerNorm) and config.image_norm_eps: m.eps = config.image_norm_eps
@@ -76,12 +78,14 @@ def conv_backbone(
     config: SaGConfig, # image_encoder, image_stride and image_args are read
     weights: str, # see `timm_weights`
 ) -> nn.Module:
-    "A timm convolutional network up to the layer with `image_stride`"
+    "A timm convolutional network that gives the layers with `image_stride` and `image_also`, finest first"
     with torch.device('meta'): info = timm.create_model(config.image_encoder, features_only=True, **config.image_args).feature_info
     strides = info.reduction()
-    if config.image_stride not in strides: raise ValueError(f"image_stride={config.image_stride}, but {config.image_encoder} offers {strides}")
-    level = strides.index(config.image_stride)
-    return timm.create_model(config.image_encoder, features_only=True, out_indices=(level,), **config.image_args, **timm_weights(weights))
+    wanted = {config.image_stride, *config.image_also}
+    for stride in wanted:
+        if stride not in strides: raise ValueError(f"image_stride={stride}, but {config.image_encoder} offers {strides}")
+    levels = tuple(i for i, stride in enumerate(strides) if stride in wanted)
+    return timm.create_model(config.image_encoder, features_only=True, out_indices=levels, **config.image_args, **timm_weights(weights))
 
 # %% ../nbs/20_encoders.ipynb #793e1c9c
 def standardize(
@@ -96,16 +100,21 @@ class ImageEncoder(nn.Module):
         super().__init__()
         self.vit, self.frozen, self.standardize = is_transformer(config.image_encoder, **config.image_args), config.freeze_image, config.image_standardize
         self.backbone = (vit_backbone if self.vit else conv_backbone)(config, weights)
-        self.width = self.backbone.num_features if self.vit else self.backbone.feature_info.channels()[-1]
+        wanted = (config.image_block or len(self.backbone.blocks) if self.vit else config.image_stride, *config.image_also)
+        self.blocks, self.pick = sorted({b - 1 for b in wanted}), [sorted(set(wanted)).index(w) for w in wanted]
+        channels = [self.backbone.num_features]*len(wanted) if self.vit else self.backbone.feature_info.channels()
+        self.width = sum(channels[i] for i in self.pick)
         self.requires_grad_(not self.frozen)
 
     def train(self, mode: bool = True): return super().train(mode and not self.frozen)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            if self.vit: x = self.backbone.forward_intermediates(pixel_values, indices=1, norm=True, intermediates_only=True)[-1]
-            else: x = self.backbone(pixel_values)[-1]
-            return standardize(x) if self.standardize else x
+            if self.vit: layers = self.backbone.forward_intermediates(pixel_values, indices=self.blocks, norm=True, intermediates_only=True)
+            else: layers = self.backbone(pixel_values)
+            size = layers[self.pick[0]].shape[-2:]
+            same = [x if x.shape[-2:] == size else F.interpolate(x, size, mode='bilinear', antialias=True) for x in (layers[i] for i in self.pick)]
+            return torch.cat([standardize(x) for x in same] if self.standardize else same, 1)
 
 # %% ../nbs/20_encoders.ipynb #fb06cae4
 def text_backbone(

@@ -18,10 +18,11 @@ def contrastive_loss(
     image_of_text: Tensor, # (T,) index of each expression's own photo in the batch
     temperature: float = 1., # τ
     ignore: Tensor | None = None, # (T, B) bool: photos that are no negatives of an expression
+    fixed: bool = True, # the sentence takes no gradient from its role as the target (paper)
 ) -> Tensor: # scalar
     "Cross entropy over the photos of the batch for each expression, mean over expressions (paper, contrastive cycle-consistency loss)"
     assert out.text is not None and out.joint is not None
-    scores = torch.einsum('td,btd->tb', out.text.detach(), out.joint)
+    scores = torch.einsum('td,btd->tb', out.text.detach() if fixed else out.text, out.joint)
     if ignore is not None: scores = scores.masked_fill(ignore, -torch.inf)
     return F.cross_entropy(scores/temperature, image_of_text)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from huggingface_hub import snapshot_download
 from safetensors.torch import load_file, save_file
@@ -22,8 +23,8 @@ from .config import SaGConfig, from_json, model_config, to_json
 from .decoder import Decoder
 from .encoders import ImageEncoder, TextEncoder
 from .files import atomic
-from .gather import Gather, Similarity
-from .shatter import Grid, Shatter, choose, sine_position
+from .gather import Cosine, Gather, without_layer
+from .shatter import Clusters, Grid, Shatter, choose, sine_position
 
 # %% ../nbs/24_model.ipynb #8e017ae5
 @dataclass
@@ -32,9 +33,9 @@ class SaGOutput:
     slots: Tensor # (B, K, D) entities
     slot_maps: Tensor # (B, K, h, w) how each patch is shared out among the slots
     features: Tensor # (B, h·w, C) backbone features, the target of the reconstruction
-    text: Tensor | None = None # (T, D) sentence embeddings, not normalised
+    text: Tensor | None = None # (T, D) sentence embeddings, not normalised (with `cosine_scale`: of length 1)
     relevance: Tensor | None = None # (B, T, K) attention of each expression over the slots of each photo
-    joint: Tensor | None = None # (B, T, D) the photo seen through the expression, length 1
+    joint: Tensor | None = None # (B, T, D) the photo seen through the expression, length 1 (with `cosine_scale`: at most 1)
     reconstruction: Tensor | None = None # (B, h·w, C) the decoder's features
     decoder_maps: Tensor | None = None # (B, K, h, w) the decoder's mixing weights
 
@@ -99,9 +100,9 @@ class Parts(Saved):
         if weights: print(f'image encoder {config.image_encoder}: {image} weights; text encoder {config.text_encoder}: {text} weights')
         self.image, self.text = ImageEncoder(config, image), TextEncoder(config, text)
         self.project = nn.Linear(self.image.width, config.context_dim)
-        self.shatter = choose(config, 'entities', dict(slots=Shatter, grid=Grid))
-        self.gather = choose(config, 'fusion', {True: Gather, False: Similarity})
-        self.decoder = Decoder(config, self.image.width)
+        self.shatter = choose(config, 'entities', dict(slots=Shatter, grid=Grid, clusters=Clusters))
+        self.gather = choose(config, 'fusion', {True: Gather, False: without_layer})
+        self.decoder = Decoder(config, self.image.width) if config.reconstruct else None
         self.config, self.num_slots = replace(model_config(config), text_args=self.text.backbone.config.to_dict()), config.num_slots
 
     @property
@@ -112,7 +113,7 @@ class Parts(Saved):
         self.image.backbone.set_grad_checkpointing(enable)
         word, text = 'enable' if enable else 'disable', self.text.backbone
         getattr(text, f'activation_checkpointing_{word}', getattr(text, f'gradient_checkpointing_{word}'))() # transformers' new name, its old one
-        self.decoder.checkpointing = enable
+        if self.decoder: self.decoder.checkpointing = enable
 
 # %% ../nbs/24_model.ipynb #72e8071f
 class SaG(Parts):
@@ -124,11 +125,12 @@ class SaG(Parts):
         h, w = grid.shape[-2:]
         features = rearrange(grid, 'b c h w -> b (h w) c')
         context = self.project(features) + sine_position(h, w, self.config.context_dim, features.device)
-        slots, maps = self.shatter(context.unflatten(1, (h, w)), noise)
+        slots, maps = self.shatter(context.unflatten(1, (h, w)), noise, features.unflatten(1, (h, w)))
         return SaGOutput(slots, maps, features)
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor: # (T, L) twice -> (T, D)
-        return self.text(input_ids, attention_mask)
+        text = self.text(input_ids, attention_mask)
+        return F.normalize(text, dim=-1) if isinstance(self.gather, Cosine) else text
 
     def relevance(self, slots: Tensor, text: Tensor) -> Tensor: # slots (B, K, D), text (T, D) -> (B, T, K)
         return self.gather.relevance(slots, text)
@@ -139,6 +141,7 @@ class SaG(Parts):
         out = self.encode_image(pixel_values, noise, features)
         out.text = self.encode_text(input_ids, attention_mask)
         out.joint, out.relevance = self.gather(out.slots, out.text)
-        out.reconstruction, maps = self.decoder(out.slots, *out.slot_maps.shape[-2:])
-        out.decoder_maps = maps.view_as(out.slot_maps)
+        if self.decoder:
+            out.reconstruction, maps = self.decoder(out.slots, *out.slot_maps.shape[-2:])
+            out.decoder_maps = maps.view_as(out.slot_maps)
         return out

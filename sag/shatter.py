@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['sine_position', 'SlotQueries', 'OneGaussian', 'LearnedSlots', 'FeedForward', 'Projections', 'SlotAttention',
-           'CrossAttention', 'Interaction', 'choose', 'Shatter', 'Grid']
+           'CrossAttention', 'Interaction', 'choose', 'Shatter', 'Grid', 'distances', 'far_apart', 'k_means',
+           'Clusters']
 
 # %% ../nbs/21_shatter.ipynb #3a80f39c
 import math
@@ -147,7 +148,7 @@ class Shatter(nn.Module):
         self.ff, self.iterations = FeedForward(config.dim, config.ff_mult, config.dropout), config.iterations
         self.out = nn.Sequential(nn.Linear(config.dim, config.dim), nn.LayerNorm(config.dim))
 
-    def forward(self, context: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]: # (B, h, w, D_in) -> (B, K, D), (B, K, h, w)
+    def forward(self, context: Tensor, noise: Tensor | None = None, features: Any = None) -> tuple[Tensor, Tensor]: # (B, h, w, D_in) -> (B, K, D), (B, K, h, w)
         slots = self.queries(len(context), noise)
         k, v = self.attend.keys_values(context.flatten(1, 2))
         for _ in range(self.iterations):
@@ -172,7 +173,61 @@ class Grid(nn.Module):
             f'{h}×{w} patches are too few for a grid of {self.rows}×{self.cols} cells; take fewer groups or slots_per_group')
         return (torch.arange(h)*self.rows//h)[:, None]*self.cols + torch.arange(w)*self.cols//w
 
-    def forward(self, context: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]: # as `Shatter`; noise is not needed
+    def forward(self, context: Tensor, noise: Any = None, features: Any = None) -> tuple[Tensor, Tensor]: # as `Shatter`; noise is not needed
         maps = F.one_hot(self.cells(*context.shape[1:3]), self.rows*self.cols).to(context) # (h, w, K)
         means = torch.einsum('bhwd,hwk->bkd', context, maps/maps.sum((0, 1)))
         return self.out(means), repeat(maps, 'h w k -> b k h w', b=len(context))
+
+# %% ../nbs/21_shatter.ipynb #566aa631
+def distances(x: Tensor, length: Tensor, centres: Tensor) -> Tensor: # (B, N, C), their squared lengths (B, N, 1), (B, K, C) -> (B, N, K), squared
+    return length - 2*x @ centres.transpose(1, 2) + centres.square().sum(-1)[:, None]
+
+def far_apart(
+    x: Tensor, # (B, N, C) patches
+    k: int, # how many
+) -> Tensor: # (B, K, C)
+    "The patch nearest to the mean, then again and again the one farthest from those before"
+    if k > x.shape[1]: raise ValueError(f'{x.shape[1]} patches make no {k} clusters; take fewer groups or slots_per_group, or a larger image_size')
+    rows, length = torch.arange(len(x), device=x.device), x.square().sum(-1, keepdim=True)
+    chosen = [x[rows, distances(x, length, x.mean(1, keepdim=True))[..., 0].argmin(1)]]
+    near = torch.full(x.shape[:2], torch.inf, device=x.device) # (B, N) to the nearest one so far
+    while len(chosen) < k:
+        near = near.minimum(distances(x, length, chosen[-1][:, None])[..., 0])
+        chosen.append(x[rows, near.argmax(1)])
+    return torch.stack(chosen, 1)
+
+# %% ../nbs/21_shatter.ipynb #86f64da8
+@torch.no_grad()
+def k_means(
+    x: Tensor, # (B, N, C) patches of B photos
+    k: int, # clusters; ValueError where there are fewer patches
+    rounds: int = 20, # of Lloyd's algorithm
+) -> tuple[Tensor, Tensor]: # centres (B, K, C) and each patch's cluster (B, N)
+    "Clusters of each photo's patches; a cluster that loses all its patches keeps its centre"
+    centres, length = far_apart(x, k), x.square().sum(-1, keepdim=True)
+    for _ in range(rounds):
+        of = F.one_hot(distances(x, length, centres).argmin(-1), k).to(x) # (B, N, K)
+        size = of.sum(1)[..., None] # (B, K, 1)
+        centres = torch.where(size > 0, of.transpose(1, 2) @ x/size.clamp(min=1), centres)
+    return centres, distances(x, length, centres).argmin(-1)
+
+# %% ../nbs/21_shatter.ipynb #db177a31
+class Clusters(nn.Module):
+    "The mean patches of K clusters, and the clusters as maps; without weights, and nothing is drawn"
+    def __init__(self, config: SaGConfig):
+        super().__init__()
+        self.k, self.weight = config.num_slots, config.cluster_position
+        if config.dim != config.context_dim: raise ValueError(f'clusters need dim = context_dim, not {config.dim} and {config.context_dim}')
+
+    def places(self, features: Tensor) -> Tensor: # (B, h, w, C) -> (B, h·w, C + 2), what is clustered
+        x = features.detach().flatten(1, 2).float()
+        x = x - x.mean(1, keepdim=True)
+        x = x/x.square().sum(-1).mean(1).sqrt().clamp(min=1e-6)[:, None, None] # variance 1 in all
+        axes = (torch.linspace(-1, 1, n, device=x.device) for n in features.shape[1:3])
+        place = torch.stack(torch.meshgrid(*axes, indexing='ij'), -1).flatten(0, 1) # (h·w, 2), y and x
+        return torch.cat([x, self.weight*place.expand(len(x), -1, -1)], -1)
+
+    def forward(self, context: Tensor, noise: Any, features: Tensor) -> tuple[Tensor, Tensor]: # as `Shatter`; noise is not needed, features are (B, h, w, C)
+        own = F.one_hot(k_means(self.places(features), self.k)[1], self.k).to(context) # (B, N, K)
+        means = own.transpose(1, 2) @ context.flatten(1, 2)/own.sum(1).clamp(min=1)[..., None]
+        return means, rearrange(own, 'b (h w) k -> b k h w', h=context.shape[1])

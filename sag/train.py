@@ -206,8 +206,8 @@ def losses(
     with training.accelerator.autocast():
         out = training.forward(batch.pixel_values, batch.input_ids, batch.attention_mask, noise, batch.features)
         same = repeated(batch) if r.ignore_same_text else None
-        contrast = contrastive_loss(out, own + turn()[0]*len(out.slots), r.temperature, same)*weight(len(own), own.device)
-        recon = reconstruction_loss(out)
+        contrast = contrastive_loss(out, own + turn()[0]*len(out.slots), r.temperature, same, r.fixed_target)*weight(len(own), own.device)
+        recon = reconstruction_loss(out) if r.reconstruct else torch.zeros_like(contrast)
     return dict(loss=contrast + r.reconstruction_weight*recon, contrastive=contrast, reconstruction=recon)
 
 # %% ../nbs/50_train.ipynb #0a6d9438
@@ -384,6 +384,10 @@ def check(
         if (value := getattr(recipe, name)) not in known: raise ValueError(f"{name}={value!r}; choose {' or '.join(map(repr, known))}")
     if recipe.cache_features and not recipe.freeze_image:
         raise ValueError('cache_features needs freeze_image=True: the features of a backbone that trains change')
+    if recipe.entities == 'clusters' and not recipe.freeze_image:
+        raise ValueError("entities='clusters' needs freeze_image=True: nothing would tell a backbone that trains how its clusters should move")
+    if not recipe.reconstruct and recipe.reconstruction_weight:
+        raise ValueError(f'reconstruct=False has no loss for reconstruction_weight={recipe.reconstruction_weight} to weigh; set it to 0')
     if recipe.accumulate < 1: raise ValueError(f'accumulate={recipe.accumulate}; a step needs 1 batch or more')
 
 # %% ../nbs/50_train.ipynb #84d22981

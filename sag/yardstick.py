@@ -117,7 +117,7 @@ def forward_keeping(
 ) -> tuple[SaGOutput, Tensor]: # outputs, and maps of all rounds (rounds, B, K, N)
     "Photos and expressions through METHOD.md's formulas, as they stand there"
     usual = SaGConfig()
-    for name in 'entities', 'competition', 'interaction', 'fusion':
+    for name in 'entities', 'competition', 'interaction', 'fusion', 'reconstruct':
         if (found := getattr(model.config, name)) != getattr(usual, name): raise ValueError(f'the yardstick knows the whole method only, not {name}={found!r}')
     with plain_attention(model): grid, text = model.image(pixel_values), model.text(input_ids, attention_mask)
     h, w = grid.shape[-2:]
