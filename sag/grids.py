@@ -67,7 +67,7 @@ grids: dict[str, Grid] = {
                   {f'batch-{b}': dict(batch_size=b) for b in (8, 16, 32, 64)}),
     'warmup': Grid('What the warm-up ramps: ours; the released code has `loss`',
                    {f'warmup-{o}': dict(warmup_kind=o) for o in ('loss', 'lr')} | {'warmup-none': dict(warmup=0)}),
-    'changes': Grid('One change at a time of what a recipe for few photos leaves open: ours', few_photos),
+    'changes': Grid('One part of the recipe for few photos (`lite0`, `vits14`) replaced at a time: ours', few_photos),
     'backbone': Grid('The image backbone trained or kept as it is: ours; the paper trains it', backbones),
 }
 
