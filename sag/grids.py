@@ -37,7 +37,8 @@ def groups(
     return {f'{k//s}x{s}': dict(groups=k//s, slots_per_group=s) for s in (1, 2, 3, 4, 6, 8) if k % s == 0}
 
 # %% ../nbs/62_grids.ipynb #3d87b3ba
-learned_slots = dict(entities='slots', groups=12, iterations=3, slot_heads=1, slot_head_dim=128, interact_head_dim=32, reconstruct=True, reconstruction_weight=10.)
+learned_slots = dict(entities='slots', groups=12, iterations=3, slot_heads=1, slot_head_dim=128, interact_head_dim=32,
+                     reconstruct=True, reconstruction_weight=10.)
 few_photos: dict[str, dict[str, Any]] = {
     'full': {}, 'slots': learned_slots, 'grid': dict(entities='grid'),
     'fusion': dict(fusion=True, fusion_heads=1, fusion_head_dim=128, fixed_target=True, temperature=1.),

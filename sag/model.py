@@ -102,7 +102,7 @@ class Parts(Saved):
         self.project = nn.Linear(self.image.width, config.context_dim)
         self.shatter = choose(config, 'entities', dict(slots=Shatter, grid=Grid, clusters=Clusters))
         self.gather = choose(config, 'fusion', {True: Gather, False: without_layer})
-        self.decoder = Decoder(config, self.image.width) if config.reconstruct else None
+        self.decoder: Any = Decoder(config, self.image.width) if config.reconstruct else None
         self.config, self.num_slots = replace(model_config(config), text_args=self.text.backbone.config.to_dict()), config.num_slots
 
     @property
