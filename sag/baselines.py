@@ -86,7 +86,8 @@ def mean_pairs(
         for b in tqdm(loader(data, 32, shuffle=False, drop_last=False), 'pairs', mininterval=5):
             b = b.to(device)
             text.append(model.text.pooled(b.input_ids, b.attention_mask))
-            image.append(model.encode_image(b.pixel_values, None, b.features).features.mean(1)[b.image_of_text])
+            patches = model.image(b.pixel_values).flatten(2).transpose(1, 2) if b.features is None else b.features # (B,N,C)
+            image.append(patches.mean(1)[b.image_of_text])
     return torch.cat(text), torch.cat(image)
 
 def ridge(
