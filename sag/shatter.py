@@ -179,21 +179,23 @@ class Grid(nn.Module):
         return self.out(means), repeat(maps, 'h w k -> b k h w', b=len(context))
 
 # %% ../nbs/21_shatter.ipynb #566aa631
-def distances(x: Tensor, length: Tensor, centres: Tensor) -> Tensor: # (B, N, C), their squared lengths (B, N, 1), (B, K, C) -> (B, N, K), squared
-    return length - 2*x @ centres.transpose(1, 2) + centres.square().sum(-1)[:, None]
+def distances(gram: Tensor, weights: Tensor) -> Tensor: # (B, N, N) products of patches, (B, N, K) -> (B, N, K)
+    "Squared distance of each patch to each centre, less the patch's own square"
+    products = gram @ weights
+    return (weights*products).sum(1, keepdim=True) - 2*products
 
 def far_apart(
-    x: Tensor, # (B, N, C) patches
+    gram: Tensor, # (B, N, N) products of patches
     k: int, # how many
-) -> Tensor: # (B, K, C)
+) -> Tensor: # (B, K) numbers of patches
     "The patch nearest to the mean, then again and again the one farthest from those before"
-    if k > x.shape[1]: raise ValueError(f'{x.shape[1]} patches make no {k} clusters; take fewer groups or slots_per_group, or a larger image_size')
-    rows, length = torch.arange(len(x), device=x.device), x.square().sum(-1, keepdim=True)
-    chosen = [x[rows, distances(x, length, x.mean(1, keepdim=True))[..., 0].argmin(1)]]
-    near = torch.full(x.shape[:2], torch.inf, device=x.device) # (B, N) to the nearest one so far
+    if k > gram.shape[1]: raise ValueError(f'{gram.shape[1]} patches make no {k} clusters; take fewer groups or slots_per_group, or a larger image_size')
+    rows, square = torch.arange(len(gram), device=gram.device), gram.diagonal(dim1=1, dim2=2)
+    chosen, near = [(square - 2*gram.mean(2)).argmin(1)], torch.full_like(square, torch.inf) # near: (B, N), to the nearest so far
     while len(chosen) < k:
-        near = near.minimum(distances(x, length, chosen[-1][:, None])[..., 0])
-        chosen.append(x[rows, near.argmax(1)])
+        last = chosen[-1]
+        near = near.minimum(square - 2*gram[rows, last] + square[rows, last, None])
+        chosen.append(near.argmax(1))
     return torch.stack(chosen, 1)
 
 # %% ../nbs/21_shatter.ipynb #86f64da8
@@ -204,12 +206,13 @@ def k_means(
     rounds: int = 20, # of Lloyd's algorithm
 ) -> tuple[Tensor, Tensor]: # centres (B, K, C) and each patch's cluster (B, N)
     "Clusters of each photo's patches; a cluster that loses all its patches keeps its centre"
-    centres, length = far_apart(x, k), x.square().sum(-1, keepdim=True)
+    gram = x @ x.transpose(1, 2)
+    weights = F.one_hot(far_apart(gram, k), x.shape[1]).transpose(1, 2).to(x) # (B, N, K), of the patches in each centre
     for _ in range(rounds):
-        of = F.one_hot(distances(x, length, centres).argmin(-1), k).to(x) # (B, N, K)
-        size = of.sum(1)[..., None] # (B, K, 1)
-        centres = torch.where(size > 0, of.transpose(1, 2) @ x/size.clamp(min=1), centres)
-    return centres, distances(x, length, centres).argmin(-1)
+        of = F.one_hot(distances(gram, weights).argmin(-1), k).to(x) # (B, N, K)
+        size = of.sum(1, keepdim=True)
+        weights = torch.where(size > 0, of/size.clamp(min=1), weights)
+    return weights.transpose(1, 2) @ x, distances(gram, weights).argmin(-1)
 
 # %% ../nbs/21_shatter.ipynb #db177a31
 class Clusters(nn.Module):
