@@ -174,13 +174,14 @@ smoke = change(demo, root='data/smoke', synthetic_args=dict(photos=_few), steps=
 released = Recipe(precision='fp16', evaluate_every=5000)
 frozen = Recipe(
     text_encoder='sentence-transformers/all-MiniLM-L6-v2', text_pooling='mean', freeze_text=True, freeze_image=True, cache_features=True,
-    image_standardize=True, dataset='refcoco,refcoco+', group='photo', texts_per_photo=2, precision='fp32', clip=1., warmup_kind='lr', val_photos=0)
+    image_standardize=True, dim=128, context_dim=128, slots_per_group=1, dataset='refcoco,refcoco+', group='photo', texts_per_photo=2,
+    lr=1e-3, clip=1., warmup_kind='lr', val_photos=0)
 slots = change(
-    frozen, dim=128, context_dim=128, groups=12, slots_per_group=1, iterations=3, slot_heads=1, slot_head_dim=128, interact_head_dim=32,
-    fusion_heads=1, fusion_head_dim=128, reconstruction_weight=10., lr=1e-3, text_lr=1e-4, warmup=100, steps=3600, evaluate_every=600)
+    frozen, groups=12, iterations=3, slot_heads=1, slot_head_dim=128, interact_head_dim=32, fusion_heads=1, fusion_head_dim=128,
+    reconstruction_weight=10., text_lr=1e-4, warmup=100, steps=3600, evaluate_every=600)
 clusters = change(
-    frozen, dim=128, context_dim=128, entities='clusters', groups=36, slots_per_group=1, fusion=False, cosine_scale=4., fixed_target=False,
-    temperature=.06, ignore_same_text=True, reconstruct=False, reconstruction_weight=0., lr=1e-3, text_lr=1e-3, weight_decay=1e-2,
+    frozen, entities='clusters', groups=36, fusion=False, cosine_scale=4., fixed_target=False,
+    temperature=.06, ignore_same_text=True, reconstruct=False, reconstruction_weight=0., text_lr=1e-3, weight_decay=1e-2,
     batch_size=64, warmup=50, steps=300, evaluate_every=100)
 
 # %% ../nbs/00_config.ipynb #ed675887

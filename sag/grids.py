@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from .config import Recipe, change, recipe
+from .config import Recipe, change, presets, recipe
 from .runs import RunError
 from .sweep import sweep
 
@@ -37,8 +37,8 @@ def groups(
     return {f'{k//s}x{s}': dict(groups=k//s, slots_per_group=s) for s in (1, 2, 3, 4, 6, 8) if k % s == 0}
 
 # %% ../nbs/62_grids.ipynb #3d87b3ba
-learned_slots = dict(entities='slots', groups=12, iterations=3, slot_heads=1, slot_head_dim=128, interact_head_dim=32,
-                     reconstruct=True, reconstruction_weight=10.)
+_shatter = 'entities', 'groups', 'iterations', 'slot_heads', 'slot_head_dim', 'interact_head_dim', 'reconstruct', 'reconstruction_weight'
+learned_slots = {name: getattr(presets['lite0-slots'], name) for name in _shatter}
 few_photos: dict[str, dict[str, Any]] = {
     'full': {}, 'slots': learned_slots, 'grid': dict(entities='grid'),
     'fusion': dict(fusion=True, fusion_heads=1, fusion_head_dim=128, fixed_target=True, temperature=1.),
