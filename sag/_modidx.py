@@ -162,6 +162,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                           'sag.data.Stored.__iter__': ('data.html#stored.__iter__', 'sag/data.py'),
                           'sag.data.Stored.__len__': ('data.html#stored.__len__', 'sag/data.py'),
                           'sag.data.Stored.__reduce__': ('data.html#stored.__reduce__', 'sag/data.py'),
+                          'sag.data.at_least_float32': ('data.html#at_least_float32', 'sag/data.py'),
                           'sag.data.cache_photos': ('data.html#cache_photos', 'sag/data.py'),
                           'sag.data.drawn': ('data.html#drawn', 'sag/data.py'),
                           'sag.data.groups': ('data.html#groups', 'sag/data.py'),

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['load_tokenizer', 'word_tokenizer', 'tokenize', 'pad', 'squash', 'normalise', 'image_transform', 'Stored',
            'photos_digest', 'cache_photos', 'Batch', 'Item', 'groups', 'Ragged', 'PhotoTexts', 'drawn', 'pixels',
-           'item', 'Collate', 'Order', 'Loader', 'loader', 'load_captions', 'load_refer', 'Expression', 'Expressions']
+           'item', 'at_least_float32', 'Collate', 'Order', 'Loader', 'loader', 'load_captions', 'load_refer',
+           'Expression', 'Expressions']
 
 # %% ../nbs/14_data.ipynb #557cdf88
 import hashlib
@@ -245,6 +246,13 @@ def item(data: PhotoTexts, i: int) -> Item:
     if data.features is None: return replace(it, pixels=pixels(data, es[0]))
     return replace(it, features=torch.as_tensor(data.features[it.photo]))
 
+# %% ../nbs/14_data.ipynb #add960ec
+def at_least_float32(
+    x: torch.Tensor,  # of any precision
+) -> torch.Tensor:  # float32, or float64 as it is
+    "Half precision to float32"
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
 # %% ../nbs/14_data.ipynb #ad6de5b7
 @dataclass
 class Collate:
@@ -262,7 +270,7 @@ class Collate:
             pixel_values=normalise(torch.stack(seen), self.mean, self.std) if seen else None,
             input_ids=input_ids, attention_mask=attention_mask, image_of_text=image_of_text,
             expressions=[e for it in items for e in it.expressions], photos=[it.photo for it in items],
-            features=torch.stack(features).float() if features else None)
+            features=at_least_float32(torch.stack(features)) if features else None)
 
 # %% ../nbs/14_data.ipynb #cdf8d229
 class Order(Sampler[list[int]]):

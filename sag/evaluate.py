@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .data import PhotoTexts, loader
+from .data import PhotoTexts, at_least_float32, loader
 from .distribute import everyone, turn
 from .files import atomic
 from .metrics import aggregate, as_stack, bootstrap, box_mask, measure, pixel_counts, ratios
@@ -75,7 +75,7 @@ def full_size(
     size: tuple[int, int],      # (H,W) of the annotated frame
 ) -> Tensor:                    # (T,H,W) in [0,1]
     "Bilinear to `size`, then `min_max` (paper, inference and evaluation)."
-    return min_max(F.interpolate(score[:, None].float(), size, mode='bilinear', align_corners=False)[:, 0])
+    return min_max(F.interpolate(at_least_float32(score[:, None]), size, mode='bilinear', align_corners=False)[:, 0])
 
 # %% ../nbs/41_evaluate.ipynb #83f7299d
 def slot_noise(
@@ -261,7 +261,7 @@ def batch_scores(
     text = model.encode_text(batch.input_ids, batch.attention_mask).split([len(es) for es in groups])
     for draw, out in encode_draws(model, batch, [es[0].image_id for es in groups], draws):
         for b, es in enumerate(groups):
-            relevance, maps = model.relevance(out.slots[b:b + 1], text[b])[0].float(), out.slot_maps[b].float()
+            relevance, maps = (at_least_float32(x) for x in (model.relevance(out.slots[b:b + 1], text[b])[0], out.slot_maps[b]))
             for rule in rules:
                 if rule != MEAN: yield rule, draw, b, rule_scores(es, relevance, maps, rule, draw, oracles[b] if oracles else None)
             if MEAN in rules: total[b] = total.get(b, 0) + rule_scores(es, relevance, maps, 'relevance')

@@ -15,7 +15,7 @@ from fastcore.meta import delegates
 from PIL import Image
 from torch import Tensor
 
-from .data import image_transform, load_tokenizer, pad, tokenize
+from .data import at_least_float32, image_transform, load_tokenizer, pad, tokenize
 from .evaluate import evaluation_mode, full_size, min_max, segment_scores, slot_noise, text_limit, tokenizer_of
 from .model import SaG
 from .refer import read_photo, upright
@@ -77,7 +77,7 @@ def find_slots(
     transform = image_transform(net.config.image_size, net.config.image_mean, net.config.image_std)
     with evaluation_mode(net, device) as where:
         out = net.encode_image(transform(photo)[None].to(where), noise=slot_noise(net, [image_id], draw).to(where))
-    return Slots(photo, out.slots, out.slot_maps[0].float())
+    return Slots(photo, out.slots, at_least_float32(out.slot_maps[0]))
 
 # %% ../nbs/42_predict.ipynb #80b59795
 def encode_sentences(
@@ -111,7 +111,7 @@ def find_masks(
     "Gather the slots that each expression is about (paper, modality fusion module, inference and evaluation)."
     with evaluation_mode(model) as where:
         text = encode_sentences(model, as_sentences(sentences), tokenizer, where)
-        relevance = model.relevance(found.slots, text)[0].float()
+        relevance = at_least_float32(model.relevance(found.slots, text)[0])
         scores = full_size(segment_scores(relevance, found.slot_maps, rule), found.photo.size[::-1])
     return Trace(found.photo, *(o.cpu() for o in (found.slot_maps, relevance, scores, scores >= threshold)))
 
