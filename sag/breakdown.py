@@ -20,12 +20,13 @@ from .config import Recipe, change, project_root
 from .data import Expressions, load_refer
 from .figures import overlay, panel, quoted, show_target, target_of
 from .metrics import bootstrap, measure
+from .phrases import head, noun_phrases, plural
 from .predict import as_model, trace
 from .refer import Expression
 from .train import load_data
 
 # %% auto #0
-__all__ = ['PLACES', 'COLOURS', 'data_set', 'expression_key', 'distractors', 'said', 'binned', 'kinds_of', 'described',
+__all__ = ['PLACES', 'COLOURS', 'data_set', 'expression_key', 'distractors', 'said', 'binned', 'numbers', 'kinds_of', 'described',
            'breakdown', 'show_breakdown', 'breakdown_panel', 'extremes', 'show_expressions', 'pictures']
 
 # %% ../nbs/66_breakdown.ipynb #d7526620
@@ -72,6 +73,15 @@ def binned(
     found = pd.cut(values, [*starts.values(), np.inf], right=False, labels=list(starts))
     return {k: (found == k).to_numpy() for k in starts}
 
+# %% ../nbs/66_breakdown.ipynb #86fb7627
+def numbers(
+    sentences: pd.Series,       # expressions
+) -> dict[str, np.ndarray]:     # 'plural', 'singular' → bool; neither where no noun is found
+    "Whether the head of an expression's first noun phrase looks like a plural"
+    heads = [head(phrases[0]) if (phrases := noun_phrases(s)) else '' for s in sentences]
+    several, any_noun = np.array([plural(h) for h in heads], bool), np.array([h != '' for h in heads], bool)
+    return {'plural': several, 'singular': any_noun & ~several}
+
 # %% ../nbs/66_breakdown.ipynb #b83d5e0c
 def kinds_of(
     expressions: pd.DataFrame,          # columns of `KEY`, share (of the photo), others (distractors); NaN: not known
@@ -82,7 +92,7 @@ def kinds_of(
              'words': binned(text.str.split().str.len(), {'1–2': 1, '3–4': 3, '5–7': 5, '8+': 8}),
              'size': binned(expressions.share, {'0–2 %': 0, '2–5 %': .02, '5–10 %': .05, '10–20 %': .1, '20 % and more': .2}),
              'distractors': binned(expressions.others, {'0': 0, '1': 1, '2': 2, '3+': 3}),
-             'place': said(text, PLACES, 'no place'), 'colour': said(text, COLOURS, 'no colour')}
+             'place': said(text, PLACES, 'no place'), 'colour': said(text, COLOURS, 'no colour'), 'number': numbers(text)}
     parts = {k: {label: m for label, m in v.items() if m.any()} for k, v in parts.items()}
     return {k: v for k, v in parts.items() if len(v) > 1}
 

@@ -94,6 +94,7 @@ def standardize(
     "LayerNorm over channels, without weights"
     return F.layer_norm(x.movedim(1, -1), x.shape[1:2]).movedim(-1, 1)
 
+# %% ../nbs/20_encoders.ipynb #d670dc79
 class ImageEncoder(nn.Module):
     "Pixels (B, 3, H, W) to a grid of features (B, C, h, w), C = `width` (paper, feature extractors)"
     def __init__(self, config: SaGConfig, weights: str = 'random'):

@@ -118,15 +118,18 @@ class Parts(Saved):
 # %% ../nbs/24_model.ipynb #72e8071f
 class SaG(Parts):
     "Shatter and Gather (ICCV 2023): referring image segmentation learned from image–text pairs; `SaG(config)` or `SaG.from_pretrained(path)`"
+    def patches(self, pixel_values: Tensor | None = None, features: Tensor | None = None) -> Tensor:
+        "The backbone's features (B, h, w, C) of photos (B, 3, H, W), or those cached (B, N, C) of square photos, unfolded"
+        if features is None: return rearrange(self.image(pixel_values), 'b c h w -> b h w c')
+        return rearrange(features.to(self.project.weight.dtype), 'b (h w) c -> b h w c', h=round(features.shape[1]**.5))
+
     def encode_image(self, pixel_values: Tensor | None = None, noise: Tensor | None = None, features: Tensor | None = None) -> SaGOutput:
-        "Photos (B, 3, H, W), or cached features (B, N, C) of a square photo, to slots and their maps"
-        if features is None: grid = self.image(pixel_values) # (B, C, h, w)
-        else: grid = rearrange(features.to(self.project.weight.dtype), 'b (h w) c -> b c h w', h=round(features.shape[1]**.5))
-        h, w = grid.shape[-2:]
-        features = rearrange(grid, 'b c h w -> b (h w) c')
-        context = self.project(features) + sine_position(h, w, self.config.context_dim, features.device)
-        slots, maps = self.shatter(context.unflatten(1, (h, w)), noise, features.unflatten(1, (h, w)))
-        return SaGOutput(slots, maps, features)
+        "Photos, or cached features, as `patches` takes them, to slots and their maps"
+        x = self.patches(pixel_values, features)
+        h, w = x.shape[1:3]
+        context = self.project(x) + sine_position(h, w, self.config.context_dim, x.device).unflatten(0, (h, w))
+        slots, maps = self.shatter(context, noise, x)
+        return SaGOutput(slots, maps, x.flatten(1, 2))
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor: # (T, L) twice -> (T, D)
         text = self.text(input_ids, attention_mask)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CLASSES', 'KNOWN', 'VERBS', 'THIRD', 'PEOPLE', 'BASE', 'PHRASE', 'TOKEN', 'KEEP', 'kind', 'plural', 'disagrees',
-           'guess', 'letters_of', 'noun_phrases', 'photo_phrases', 'to_phrases', 'same_text']
+           'guess', 'letters_of', 'noun_phrases', 'head', 'photo_phrases', 'to_phrases', 'same_text']
 
 # %% ../nbs/19_phrases.ipynb #85bd9139
 import re
@@ -111,6 +111,13 @@ def noun_phrases(
     found = list(TOKEN.finditer(text))
     letters = letters_of([m[0] for m in found])
     return [text[found[m.start()].start():found[m.end() - 1].end()] for m in PHRASE.finditer(letters)]
+
+# %% ../nbs/19_phrases.ipynb #b91986cd
+def head(
+    phrase: str,  # as `noun_phrases` gives it
+) -> str:
+    "The noun that a phrase is about"
+    return re.split(' (?:of|in|with|wearing) ', phrase)[0].split()[-1]
 
 # %% ../nbs/19_phrases.ipynb #24e245c8
 KEEP = 'phrases', 'both', 'captions'
