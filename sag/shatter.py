@@ -208,11 +208,14 @@ def k_means(
     "Clusters of each photo's patches; a cluster that loses all its patches keeps its centre"
     gram = x @ x.transpose(1, 2)
     weights = F.one_hot(far_apart(gram, k), x.shape[1]).transpose(1, 2).to(x) # (B, N, K), of the patches in each centre
+    label = distances(gram, weights).argmin(-1)
     for _ in range(rounds):
-        of = F.one_hot(distances(gram, weights).argmin(-1), k).to(x) # (B, N, K)
-        size = of.sum(1, keepdim=True)
-        weights = torch.where(size > 0, of/size.clamp(min=1), weights)
-    return weights.transpose(1, 2) @ x, distances(gram, weights).argmin(-1)
+        own = (label[..., None] == torch.arange(k, device=x.device)).to(x) # (B, N, K)
+        size = own.sum(1, keepdim=True)
+        weights = torch.where(size > 0, own/size.clamp(min=1), weights)
+        before, label = label, distances(gram, weights).argmin(-1)
+        if not torch.compiler.is_compiling() and label.equal(before): break # nothing moved, so nothing will; a graph has no such way out
+    return weights.transpose(1, 2) @ x, label
 
 # %% ../nbs/21_shatter.ipynb #db177a31
 class Clusters(nn.Module):
