@@ -168,7 +168,7 @@ demo = Recipe(
     text_encoder='words', text_weights='random', text_args=_tiny_text, text_pooling='mean',
     dim=64, context_dim=64, groups=8, slots_per_group=1, iterations=3, slot_heads=1, slot_head_dim=64, interact_head_dim=32, fusion_heads=1,
     fusion_head_dim=64, dropout=0., dataset='synthetic', root='data/synthetic', synthetic_args=dict(difficulty='plain'), group='photo', steps=2500,
-    lr=1e-3, image_lr=1e-3, text_lr=2e-4, clip=1., warmup=100, warmup_kind='lr', evaluate_every=250)
+    lr=1e-3, image_lr=1e-3, text_lr=2e-4, clip=1., warmup=100, warmup_kind='lr', evaluate_every=250, image_standardize=True, ignore_same_text=True)
 _few = dict(train=24, val=6, testA=4, testB=4)
 smoke = change(demo, root='data/smoke', synthetic_args=dict(photos=_few), steps=4, batch_size=8, warmup=2, evaluate_every=2, dim=32, context_dim=32)
 released = Recipe(precision='fp16', evaluate_every=5000)
