@@ -108,6 +108,7 @@ def different(
     for name, own in rows.items(): first.setdefault(repr(change(recipe, **own)), name)
     return {name: rows[name] for name in first.values()}
 
+# %% ../nbs/62_grids.ipynb #cefe4e57
 def rows_of(
     grid: str, # names in `grids` with commas between, or JSON: values to try, by field
     recipe: Recipe, # the preset, changed
