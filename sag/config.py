@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['demo', 'smoke', 'released', 'frozen', 'slots', 'clusters', 'presets', 'group_presets', 'ALLOCATOR', 'Encoders',
-           'SaGConfig', 'Data', 'Recipe', 'change', 'model_config', 'to_json', 'from_json', 'recipe', 'project_root',
-           'shared', 'extra', 'commit']
+           'Widths', 'SaGConfig', 'Data', 'Optimisation', 'Recipe', 'change', 'model_config', 'to_json', 'from_json',
+           'recipe', 'project_root', 'shared', 'extra', 'commit']
 
 # %% ../nbs/00_config.ipynb #f5b9202e
 import json
@@ -44,8 +44,8 @@ class Encoders:
 
 # %% ../nbs/00_config.ipynb #9065ec1a
 @dataclass(frozen=True)
-class SaGConfig(Encoders):
-    "What a model is: the encoders, then shatter, gather and reconstruct (paper: entity discovery, modality fusion, reconstruction)"
+class Widths(Encoders):
+    "How many slots, and how wide every layer is (paper, implementation details)"
     dim: int = 512 # D, joint width of slots and text
     context_dim: int = 512 # D_in, width of the projected patches that slots attend to
     groups: int = 18 # K_g, learned Gaussians
@@ -61,6 +61,11 @@ class SaGConfig(Encoders):
     ff_mult: int = 4 # hidden width of every feed-forward block, in units of D
     dropout: float = .1 # after attention outputs and inside feed-forward blocks
     decoder_positions: int = 50 # rows and columns of the decoder's learned position code
+
+# %% ../nbs/00_config.ipynb #a57a0774
+@dataclass(frozen=True)
+class SaGConfig(Widths):
+    "What a model is: the encoders, then shatter, gather and reconstruct (paper: entity discovery, modality fusion, reconstruction)"
     entities: str = 'slots' # discovered by slot attention; or K `clusters` of alike patches, which learn nothing (ablation: `grid`, K fixed cells)
     cluster_position: float = .6 # weight of a patch's place against its features when patches are clustered
     slot_init: str = 'entity' # drawn from a Gaussian for each group (ablations: `random`, from one for all; `learned`, K fixed vectors)
@@ -95,8 +100,8 @@ class Data(SaGConfig):
 
 # %% ../nbs/00_config.ipynb #11488a55
 @dataclass(frozen=True)
-class Recipe(Data):
-    "A training, complete: model, data and optimisation (paper, implementation details)"
+class Optimisation(Data):
+    "How the model learns (paper, implementation details)"
     batch_size: int = 32 # expressions (or photos) a step
     epochs: float = 50. # passes over the training expressions; `steps` wins when set
     steps: int = 0 # optimisation steps (0: from `epochs`)
@@ -111,6 +116,11 @@ class Recipe(Data):
     fixed_target: bool = True # as the target of the contrastive loss a text takes no gradient (paper); False: it does
     ignore_same_text: bool = False # photos that have an expression of the same words are no negatives of it
     reconstruction_weight: float = 1. # of the reconstruction loss
+
+# %% ../nbs/00_config.ipynb #55e475a3
+@dataclass(frozen=True)
+class Recipe(Optimisation):
+    "A training, complete: model, data and optimisation (paper, implementation details)"
     precision: str = 'fp32' # fp32, fp16 or bf16; half precision needs CUDA
     checkpointing: bool = False # compute activations again in the backward pass: less memory, more time, the same gradients
     compile: bool = False # let torch.compile write kernels for the model: slow first steps, faster later ones
