@@ -13,7 +13,7 @@ from nbdev.config import get_config
 from nbdev.process import NBProcessor
 from nbdev.test import nb_test_cells
 
-from sag.runs import RunError, run
+from sag.runs.papermill import RunError, run
 
 def pytest_addoption(parser):
     parser.addoption('--flags', default='', help="directives whose cells are to run too, such as 'slow gpu'")
@@ -74,7 +74,7 @@ class Section(pytest.Item):
 
 
 class Run(pytest.Item):
-    "A notebook of `nbs/run`, executed as `sag.runs.run` does it"
+    "A notebook of `nbs/run`, executed as `sag.runs.papermill.run` does it"
     def runtest(self):
         with tempfile.TemporaryDirectory() as dest, working_directory(self.path.parent): run(self.path, dest)
 

@@ -2,7 +2,7 @@
 from configparser import ConfigParser
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 root = Path(__file__).parent
 ini = ConfigParser(delimiters=['='])
@@ -24,7 +24,7 @@ setup(
     python_requires='>=' + cfg['min_python'],
     install_requires=cfg['requirements'].split(),
     extras_require=extras,
-    packages=[lib, f'{lib}.notebooks'],
+    packages=[*find_packages(include=[lib, f'{lib}.*']), f'{lib}.notebooks'],
     package_dir={f'{lib}.notebooks': 'nbs/run'},    # the notebooks that papermill runs travel with a wheel
     package_data={f'{lib}.notebooks': ['*.ipynb']},
     entry_points={'console_scripts': [f'{lib}={lib}.cli:main'], 'nbdev': [f'{lib}={lib}._modidx:d']},
