@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 from ..data.batches import loader
 from ..data.refer import Expression
+from ..model.clusters import k_means
 from ..model.sag import SaG, SaGOutput
-from ..model.shatter import k_means
 from . import evaluate, evaluation_mode, photo_texts
 
 # %% ../../nbs/47_evaluate.baselines.ipynb #68e44511

@@ -19,7 +19,7 @@ from torchvision.ops import box_iou, masks_to_boxes
 from ..config import SaGConfig
 from ..data.refer import Expression
 from ..metrics import bootstrap
-from ..model.shatter import Grid
+from ..model.clusters import Grid
 from . import ask_once, encode_draws, evaluation_mode, expressions_by_photo, in_order, photo_batches
 
 # %% auto #0
