@@ -21,7 +21,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from .config import extra
-from .data.refer import Expression, by_photo, read_photo
+from .data.expressions import Expression, by_photo
+from .data.photos import read_photo
 from .evaluate import RULES
 from .figures import panel, show_segmentation, target_of
 from .model.sag import SaG

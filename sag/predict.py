@@ -15,9 +15,9 @@ from fastcore.meta import delegates
 from PIL import Image
 from torch import Tensor
 
-from .data.batches import at_least_float32, image_transform, load_tokenizer, pad, tokenize
-from .data.refer import read_photo, upright
-from .evaluate import evaluation_mode, full_size, min_max, segment_scores, slot_noise, text_limit, tokenizer_of
+from .data.batches import at_least_float32, image_transform, load_tokenizer, pad, text_limit, tokenize, tokenizer_of
+from .data.photos import read_photo, upright
+from .evaluate import evaluation_mode, full_size, min_max, segment_scores, slot_noise
 from .model.sag import SaG
 from .released import load_released
 

@@ -21,7 +21,8 @@ from huggingface_hub import EvalResult, HfApi, ModelCardData
 from torch import Tensor, nn
 
 from .config import Recipe, SaGConfig, extra, to_json
-from .evaluate import evaluation_mode, pretty, segment_scores, slot_noise, text_limit
+from .data.batches import text_limit
+from .evaluate import evaluation_mode, pretty, segment_scores, slot_noise
 from .files import atomic, read_json
 from .model.sag import SaG
 from .predict import as_model

@@ -22,18 +22,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..data.batches import PhotoTexts, at_least_float32, loader
-from ..data.refer import Expression
+from ..data.batches import PhotoTexts, at_least_float32, loader, text_limit, tokenizer_of
+from ..data.expressions import Expression
 from ..distribute import everyone, turn
 from ..files import atomic
 from ..metrics import aggregate, as_stack, bootstrap, box_mask, measure, pixel_counts, ratios
 
 # %% auto #0
 __all__ = ['RULES', 'TRIVIAL', 'BLIND', 'ORACLE', 'Oracle', 'MEAN', 'COLUMNS', 'NAMES', 'weigh', 'segment_scores', 'min_max',
-           'full_size', 'slot_noise', 'by_annotation', 'text_limit', 'tokenizer_of', 'photo_texts', 'photo_batches',
-           'Truth', 'truth', 'score_rows', 'trivial_mask', 'random_slot', 'best_slot', 'encode_draws',
-           'expressions_by_photo', 'batch_scores', 'rule_scores', 'evaluation_mode', 'check_rules', 'ask_once',
-           'evaluate', 'in_order', 'batch_rows', 'tidy', 'summary', 'summary_line', 'pretty', 'save_results']
+           'full_size', 'slot_noise', 'by_annotation', 'photo_texts', 'photo_batches', 'Truth', 'truth', 'score_rows',
+           'trivial_mask', 'random_slot', 'best_slot', 'encode_draws', 'expressions_by_photo', 'batch_scores',
+           'rule_scores', 'evaluation_mode', 'check_rules', 'ask_once', 'evaluate', 'in_order', 'batch_rows', 'tidy',
+           'summary', 'summary_line', 'pretty', 'save_results']
 
 # %% ../../nbs/46_evaluate.ipynb #def500df
 RULES = ('relevance', 'avg', 'max', 'min')
@@ -107,22 +107,6 @@ def by_annotation(
         kinds.setdefault(kind, []).append(e)
     if not kinds: raise ValueError('no expression to evaluate; is the split empty?')
     return list(kinds.values())
-
-# %% ../../nbs/46_evaluate.ipynb #232c905c
-def text_limit(
-    model: Any,                 # config.max_text_length and config.text_args are read
-) -> int | None:                # tokens, None where nothing says
-    "The longest expression the text encoder takes, [CLS] and [SEP] included."
-    return model.config.max_text_length or model.config.text_args.get('max_position_embeddings')
-
-def tokenizer_of(
-    model: Any,                 # maybe with a tokenizer
-    tokenizer: Any = None,      # used instead
-) -> Any:
-    "The tokenizer to use. `ValueError` where there is none."
-    found = model.tokenizer if tokenizer is None else tokenizer
-    if found is None: raise ValueError('the model has no tokenizer; set model.tokenizer, or pass tokenizer=')
-    return found
 
 # %% ../../nbs/46_evaluate.ipynb #95ab4f31
 def photo_texts(

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..data.batches import loader
-from ..data.refer import Expression
+from ..data.expressions import Expression
 from ..model.sag import SaG, SaGOutput
 from ..model.shatter import k_means
 from . import evaluate, evaluation_mode, photo_texts

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..data.batches import loader
-from ..data.refer import Expression
+from ..data.expressions import Expression
 from . import evaluation_mode, expressions_by_photo, photo_texts, slot_noise
 
 # %% ../../nbs/49_evaluate.retrieval.ipynb #d7123d00
