@@ -22,10 +22,10 @@ from torch import Tensor, nn
 
 from .config import Recipe, SaGConfig, extra, to_json
 from .data.batches import text_limit
-from .evaluate import evaluation_mode, pretty, segment_scores, slot_noise
+from .evaluate import pretty
 from .files import atomic, read_json
 from .model.sag import SaG
-from .predict import as_model
+from .predict import as_model, evaluation_mode, segment_scores, slot_noise
 from .runs.compare import markdown
 
 # %% ../nbs/72_share.ipynb #caef4849
