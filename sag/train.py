@@ -47,12 +47,13 @@ from .data.phrases import same_text, to_phrases
 from .data.sets import DATASETS, leak, load, photo_key
 from .data.synthetic import write_scenes
 from .distribute import everyone, share_slots, turn, weight
-from .evaluate import evaluate, summary, text_limit
+from .evaluate import evaluate, summary
 from .evaluate.retrieval import retrieval
 from .files import atomic, read_json
 from .losses import contrastive_loss, reconstruction_loss
 from .model.encoders import Recall
 from .model.sag import SaG, load_weights, read_pretrained
+from .predict import text_limit
 
 # %% ../nbs/52_train.ipynb #dd5ab557
 def load_data(
