@@ -38,10 +38,10 @@ def _explained(
 ) -> Any:
     "The same object, with the comments beside its parameters or fields in its docstring."
     from dataclasses import is_dataclass
-    from inspect import isclass
+    from inspect import getmro, isclass
 
     from fastcore.docments import docments
-    sources = obj.__mro__[-2::-1] if is_dataclass(obj) else [obj.__init__ if isclass(obj) else obj]
+    sources = getmro(obj)[-2::-1] if isclass(obj) and is_dataclass(obj) else [obj.__init__ if isclass(obj) else obj]
     about = {k: v for o in sources for k, v in docments(o).items() if v}
     if not about or 'Parameters\n' in (obj.__doc__ or ''): return obj
     lines = [f'{k} : {v}' if k != 'return' else f'\nReturns\n-------\n{v}' for k, v in about.items()]
