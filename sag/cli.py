@@ -21,7 +21,8 @@ from typing import Annotated, Any
 from fastcore.docments import docments
 from fastcore.script import anno_parser
 
-from .config import Recipe, recipe
+from .config import Recipe
+from .presets import recipe
 
 # %% ../nbs/82_cli.ipynb #2b26b952
 def prepare(

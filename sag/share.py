@@ -20,9 +20,9 @@ import torch
 from huggingface_hub import EvalResult, HfApi, ModelCardData
 from torch import Tensor, nn
 
-from .config import Recipe, SaGConfig, extra, to_json
+from .config import Recipe, SaGConfig, to_json
 from .evaluate import evaluation_mode, pretty, segment_scores, slot_noise, text_limit
-from .files import atomic, read_json
+from .files import atomic, extra, read_json
 from .model.sag import SaG
 from .predict import as_model
 from .runs.compare import markdown

@@ -15,11 +15,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ..config import Recipe, change, project_root
+from ..config import Recipe, change
 from ..data.batches import Expressions, load_refer
 from ..data.phrases import head, noun_phrases, plural
 from ..data.refer import Expression
 from ..figures import overlay, panel, quoted, show_target, target_of
+from ..files import project_root
 from ..metrics import bootstrap, measure
 from ..predict import as_model, trace
 from ..train import load_data
