@@ -25,14 +25,18 @@ def test_order_of_the_fields():  # of config.json, of a run's record and of `sag
 
 @pytest.mark.parametrize('field, value, allowed', [
     ('batch_size', 0, '1 or more'), ('groups', 0, '1 or more'), ('iterations', 0, '1 or more'), ('lr', -1., '0 or more'), ('steps', -1, '0 or more'),
-    ('lr', math.nan, '0 or more'), ('lr', math.inf, '0 or more'), ('dropout', 1.5, '0 to 1'), ('seed', -1, '0 to 4294967295'), ('temperature', 0., '1e-06 or more'),
-    ('selection', 'best', 'last or best_val_miou'), ('captions', None, 'captions or phrases or both'), ('fusion', 'no', 'True or False'), ('fusion', 1, 'True or False')])
+   
+    ('lr', math.nan, '0 or more'), ('lr', math.inf, '0 or more'), ('dropout', 1.5, '0 to 1'),
+    ('seed', -1, '0 to 4294967295'), ('temperature', 0., '1e-06 or more'),
+    ('selection', 'best', 'last or best_val_miou'), ('captions', None, 'captions or phrases or both'),
+    ('fusion', 'no', 'True or False'), ('fusion', 1, 'True or False')])
 def test_a_value_out_of_range_names_field_and_range(field, value, allowed):
     with pytest.raises(ValueError) as e: change(Recipe(), **{field: value})
     assert str(e.value) == f'{field}={value!r}; choose {allowed}'
 
 
-@pytest.mark.parametrize('field, value', [('steps', 2.5), ('steps', True), ('lr', '1e-3'), ('root', None), ('image_args', []), ('image_mean', .5), ('image_mean', ('a',))])
+@pytest.mark.parametrize('field, value', [
+    ('steps', 2.5), ('steps', True), ('lr', '1e-3'), ('root', None), ('image_args', []), ('image_mean', .5), ('image_mean', ('a',))])
 def test_a_value_of_another_type_is_an_error(field, value):
     with pytest.raises(TypeError, match=f'{field}=.*wanted'): change(Recipe(), **{field: value})
 

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from ..config import SaGConfig
 from ..data.batches import PhotoTexts, loader, word_tokenizer
-from ..data.refer import Expression
+from ..data.expressions import Expression
 from ..evaluate import evaluate
 from ..files import ALLOCATOR, atomic
 from ..losses import contrastive_loss, reconstruction_loss
