@@ -19,7 +19,7 @@ from torchvision.ops import box_iou, masks_to_boxes
 from ..config import SaGConfig
 from ..data.expressions import Expression
 from ..metrics import bootstrap
-from ..model.shatter import Grid
+from ..model.clusters import Grid
 from ..predict import evaluation_mode
 from . import ask_once, encode_draws, expressions_by_photo, in_order, photo_batches
 
