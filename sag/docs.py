@@ -28,7 +28,7 @@ from nbdev.processors import clean_magics, filter_stream_, hide_, hide_line, str
 from sphinx.application import Sphinx
 from sphinx.util.docutils import docutils_namespace, patch_docutils
 
-from .config import project_root
+from .files import project_root
 
 # %% ../nbs/80_docs.ipynb #1f2bd700
 def page(

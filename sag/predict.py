@@ -23,8 +23,8 @@ from fastcore.meta import delegates
 from PIL import Image
 from torch import Tensor, nn
 
-from .data.batches import at_least_float32, image_transform, load_tokenizer, pad, tokenize
-from .data.refer import read_photo, upright
+from .data.batches import at_least_float32, image_transform, load_tokenizer, pad, text_limit, tokenize, tokenizer_of
+from .data.photos import read_photo, upright
 from .masks import Segments
 from .model.sag import SaG
 from .released import load_released
@@ -32,8 +32,7 @@ from .released import load_released
 # %% auto #0
 __all__ = ['RULES', 'PRECISIONS', 'SUFFIXES', 'weigh', 'segment_scores', 'min_max', 'full_size', 'slot_noise', 'encode_draws',
            'evaluation_mode', 'as_photo', 'photo_files', 'as_sentences', 'unknown_words', 'check_words', 'as_model',
-           'Slots', 'find_slots', 'text_limit', 'tokenizer_of', 'encode_sentences', 'Trace', 'find_masks', 'trace',
-           'segment_many', 'segment']
+           'Slots', 'find_slots', 'encode_sentences', 'Trace', 'find_masks', 'trace', 'segment_many', 'segment']
 
 # %% ../nbs/44_predict.ipynb #0480c74f
 RULES = ('relevance', 'avg', 'max', 'min')
@@ -242,22 +241,6 @@ def find_slots(
     with evaluation_mode(net, device) as where:
         _, out = next(encode_draws(net, transform(photo)[None].to(where), [image_id], [draw]))
     return Slots(photo, out.slots, at_least_float32(out.slot_maps[0]))
-
-# %% ../nbs/44_predict.ipynb #af0e19de
-def text_limit(
-    model: Any,                 # config.max_text_length and config.text_args are read
-) -> int | None:                # tokens, None where nothing says
-    "The longest expression the text encoder takes, [CLS] and [SEP] included."
-    return model.config.max_text_length or model.config.text_args.get('max_position_embeddings')
-
-def tokenizer_of(
-    model: Any,                 # maybe with a tokenizer
-    tokenizer: Any = None,      # used instead
-) -> Any:
-    "The tokenizer to use. `ValueError` where there is none."
-    found = model.tokenizer if tokenizer is None else tokenizer
-    if found is None: raise ValueError('the model has no tokenizer; set model.tokenizer, or pass tokenizer=')
-    return found
 
 # %% ../nbs/44_predict.ipynb #80b59795
 def encode_sentences(

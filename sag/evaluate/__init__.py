@@ -20,13 +20,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from ..data.batches import PhotoTexts, at_least_float32, loader
-from ..data.refer import Expression, by_photo, decode, has_mask
+from ..data.batches import PhotoTexts, at_least_float32, loader, text_limit, tokenizer_of
+from ..data.expressions import Expression, by_photo, decode, has_mask
 from ..distribute import everyone, turn
 from ..files import atomic
 from ..masks import read_results, run_lengths
 from ..metrics import aggregate, as_stack, bootstrap, box_mask, measure, pixel_counts, ratios
-from ..predict import RULES, encode_draws, evaluation_mode, full_size, min_max, segment_scores, text_limit, tokenizer_of, unknown_words, weigh
+from ..predict import RULES, encode_draws, evaluation_mode, full_size, min_max, segment_scores, unknown_words, weigh
 
 # %% auto #0
 __all__ = ['TRIVIAL', 'BLIND', 'ORACLE', 'MEAN', 'COLUMNS', 'NAMES', 'photo_texts', 'photo_batches', 'expressions_by_photo',

@@ -17,9 +17,9 @@ from torch import Tensor
 from torchvision.ops import box_iou, masks_to_boxes
 
 from ..config import SaGConfig
-from ..data.refer import Expression
+from ..data.expressions import Expression
 from ..metrics import bootstrap
-from ..model.shatter import Grid
+from ..model.clusters import Grid
 from ..predict import encode_draws, evaluation_mode
 from . import expressions_by_photo, in_order, photo_batches
 
