@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..data.batches import loader
-from ..data.refer import Expression
+from ..data.expressions import Expression
 from ..predict import evaluation_mode, slot_noise
 from . import expressions_by_photo, photo_texts
 
