@@ -33,7 +33,7 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import docutils_namespace, patch_docutils
 from sphinx.util.inspect import signature, stringify_signature
 
-from .config import project_root
+from .files import project_root
 
 # %% ../nbs/80_docs.ipynb #1f2bd700
 def page(
