@@ -349,7 +349,8 @@ conf = dict(
     html_static_path=['_static'], html_css_files=['sag.css'], maximum_signature_line_length=140, viewcode_line_numbers=True,
     html_copy_source=False, html_show_sphinx=False, html_show_copyright=False, html_math_renderer='mathml',
     myst_enable_extensions=['dollarmath', 'amsmath', 'colon_fence', 'fieldlist'], myst_heading_anchors=3, myst_update_mathjax=False,
-    nb_execution_mode='off', nb_code_prompt_show='Show code', nb_code_prompt_hide='Hide code', nb_merge_streams=True, suppress_warnings=['mystnb.unknown_mime_type'])
+    nb_execution_mode='off', nb_code_prompt_show='Show code', nb_code_prompt_hide='Hide code', nb_merge_streams=True,
+    suppress_warnings=['mystnb.unknown_mime_type'])
 
 def build(
     dest: str | Path = '_docs',  # folder for the site
