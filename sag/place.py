@@ -63,7 +63,7 @@ _other = [
     r'(?:left|right) hand(?:s|ed)?\b(?! (?:side|corner|top|bottom|one))', r'left ?overs?\b', r'back ?packs?\b', 'rear end', 'high chair', 'top hat',
     rf'(?:look|fac|turn|point|go|walk|mov|head|lean|runn)(?:ing|s|es|ed)? (?:to )?{_the}(?:{_edge}|back|front|away)\b',
     r'(?:all|not|is) right\b', r'(?<!on )(?<!the )right (?=now|there|by|before|after|beside|behind|next|in front|under|above|on top)',
-    rf'(?:{_colour}) top(?=$| and| with| on| in)', rf'(?:his|her|their|its|my|on) backs?\b(?! (?:left|right))', rf'(?:{_person})s backs?\b',
+    rf'(?:{_colour}) top(?=$| and| with| on| in)', r'(?:his|her|their|its|my|on) backs?\b(?! (?:left|right))', rf'(?:{_person})s backs?\b',
     r'back (?:to|turned|of|legs?|paws?|wheels?|tires?|end|side|half)\b', r'front (?:wheel|tire|leg|paw|teeth|tooth|door)s?\b',
     rf'(?<!on )(?:top|bottom) of (?!{_the}(?:{_viewer}|group|row)\b)',
     r'(?:with|has|wearing|holding) (?:\w+ )?(?:big|large|small|little|tiny|short|tall)\b', 'short (?=hair|sleeve|pants|dress)',
