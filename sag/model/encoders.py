@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 
 from ..config import SaGConfig
+from .pieces import Pieces, read_pieces
 
 # %% ../../nbs/31_model.encoders.ipynb #ec54a8c6
 def is_transformer(
@@ -123,6 +124,8 @@ def text_backbone(
     weights: str, # `pretrained` or `random`
 ) -> nn.Module:
     "A transformers text encoder in float32; one that cannot be fetched or read is an OSError that says what to do"
+    if config.text_args.get('model_type') == 'pieces': return Pieces(config.text_args['vocab_size'], config.text_args['hidden_size'])
+    if (Path(config.text_encoder)/'pieces.safetensors').is_file(): return read_pieces(config.text_encoder)
     if weights == 'random':
         args = dict(model_type='bert') | config.text_args
         model = AutoModel.from_config(AutoConfig.for_model(**args))
