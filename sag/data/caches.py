@@ -95,7 +95,8 @@ def new_rows(
         try:
             if size > free: raise OSError(errno.ENOSPC, 'no space')
             array = np.lib.format.open_memmap(temp, 'w+', dtype, shape)
-            with open(temp, 'rb+') as f: os.posix_fallocate(f.fileno(), 0, array.offset + size)
+            if hasattr(os, 'posix_fallocate'):  # Linux; elsewhere a full disk shows later
+                with open(temp, 'rb+') as f: os.posix_fallocate(f.fileno(), 0, array.offset + size)
         except OSError as e:
             if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG): raise
             raise OSError(e.errno, f'{path.parent} needs {size:,} bytes ({size/1e9:.1f} GB) for a cache, and the disk has {free:,} left: '
