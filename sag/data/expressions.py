@@ -69,7 +69,7 @@ def _run_lengths(
         runs = _runs(code) if isinstance(code, bytes) else np.asarray(code, float)
     except (TypeError, UnicodeEncodeError): raise ValueError(f'run lengths are not numbers: {str(counts)[:60]}') from None
     if code == b'': return {'size': [height, width], 'counts': b''}
-    if runs.ndim != 1 or (runs < 0).any() or (runs != np.floor(runs)).any(): raise ValueError(f'run lengths are not whole numbers from 0 up: {str(counts)[:60]}')
+    if runs.ndim != 1 or (runs < 0).any() or (runs != np.floor(runs)).any(): raise ValueError(f'run lengths are no whole numbers from 0 up: {str(counts)[:60]}')
     if runs.sum() != height*width: raise ValueError(f'run lengths add up to {runs.sum():g} pixels, the frame of {width}×{height} has {height*width}')
     if isinstance(code, bytes): return {'size': [height, width], 'counts': code}
     return coco_mask.frPyObjects({'size': [height, width], 'counts': runs.astype(int).tolist()}, height, width)
@@ -222,7 +222,7 @@ def frame_side(
     pixels: Any,  # height or width of an annotated frame
 ) -> int:
     "The side of a frame as a whole number. ValueError where it cannot be one."
-    if isinstance(pixels, Real) and not isinstance(pixels, bool) and 0 < pixels <= MAX_PIXELS and pixels == int(pixels): return int(pixels)
+    if isinstance(pixels, (int, float)) and not isinstance(pixels, bool) and 0 < pixels <= MAX_PIXELS and pixels == int(pixels): return int(pixels)
     raise ValueError(f'height and width are numbers of pixels, found {pixels!r}')
 
 # %% ../../nbs/12_data.expressions.ipynb #2241d167

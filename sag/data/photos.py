@@ -70,7 +70,8 @@ def read_photo(
             photo.load()  # all of it, before anything else is asked of the file
             return to_rgb(upright(photo, size))
     except FileNotFoundError: raise FileNotFoundError(f'{path}: no such photo') from None
-    except Image.DecompressionBombError as e: raise ValueError(f'{path}: the photo is too large ({e}); at most {MAX_PIXELS:,} pixels are read. Shrink it.') from None
+    except Image.DecompressionBombError as e:
+        raise ValueError(f'{path}: the photo is too large ({e}); at most {MAX_PIXELS:,} pixels are read. Shrink it.') from None
     except MemoryError: raise ValueError(f'{path}: the photo does not fit into memory. Shrink it.') from None
     except Exception as e:  # Pillow raises whatever a decoder meets
         raise ValueError(f'{path}: the photo cannot be decoded, it may be truncated ({e or type(e).__name__}). Fetch the file again.') from e

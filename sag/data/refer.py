@@ -62,7 +62,8 @@ def _by_number(path: Path, entries: Any, kind: str, key: Callable[[dict], Any]) 
     for n, x in enumerate(entries):
         try: number = key(x)
         except (KeyError, TypeError, ValueError) as e: raise ValueError(f'{path}, {kind} at place {n}: {_why(e)}. Correct or remove it.') from None
-        if found.setdefault(number, x) is not x and found[number] != x: raise ValueError(f'{path}: {kind} {number} occurs twice, with different contents. Remove one.')
+        if found.setdefault(number, x) is not x and found[number] != x:
+            raise ValueError(f'{path}: {kind} {number} occurs twice, with different contents. Remove one.')
     return found
 
 def _why(e: Exception) -> str: return f'it has no {e}' if isinstance(e, KeyError) else str(e)
@@ -72,7 +73,8 @@ def read_instances(
 ) -> Instances:
     "Read COCO's annotations. ValueError names the file and the entry that is malformed."
     coco = read_json(path)
-    if missing := [k for k in ('images', 'annotations') if k not in coco]: raise ValueError(f"{path}: no {' and no '.join(missing)}; is it COCO's instances.json?")
+    missing = [k for k in ('images', 'annotations') if k not in coco]
+    if missing: raise ValueError(f"{path}: no {' and no '.join(missing)}; is it COCO's instances.json?")
     categories = _by_number(path, coco.get('categories') or [], 'category', lambda c: c['id'])
     return Instances(
         _by_number(path, coco['images'], 'image', lambda x: id_number(x['id'])),
@@ -131,7 +133,8 @@ def expressions_of(
     fields = photo | dict(
         ref_id=id_number(ref['ref_id']), ann_ids=tuple(id_number(a['id']) for a in anns), split=ref['split'], category=known.categories.get(kind, ''),
         no_target=ref['ann_id'] in NOTHING, boxes=tuple(b for b in boxes if b), segmentations=tuple(a['segmentation'] for a in anns if a.get('segmentation')))
-    return [Expression(sent_id=id_number(s['sent_id']), sentence=sentence_text(s.get('sent') or s.get('raw', s.get('sent'))), **fields) for s in ref['sentences']]
+    return [Expression(sent_id=id_number(s['sent_id']), sentence=sentence_text(s.get('sent') or s.get('raw', s.get('sent'))), **fields)
+            for s in ref['sentences']]
 
 # %% ../../nbs/13_data.refer.ipynb #989a8ece
 def referents(
@@ -141,7 +144,7 @@ def referents(
     path: Path,  # where the referents come from, for errors
 ) -> Iterable[Expression]:
     "Join referents with their photos and objects. ValueError names the file and the referent that is malformed."
-    if not isinstance(refs, (list, tuple)) or not refs: raise ValueError(f'{path}: a list of referents wanted, found {str(refs)[:40]}. Fetch it again.')
+    if not isinstance(refs, (list, tuple)) or not refs: raise ValueError(f'{path}: a list of referents wanted, found {str(refs)[:40]}')
     for n, ref in enumerate(refs):
         try: yield from expressions_of(ref, known, find)
         except (KeyError, TypeError, ValueError, AttributeError) as e:
@@ -151,7 +154,8 @@ def referents(
 def _warn_of_boxes(known: Instances, used: Iterable[Expression], path: Path) -> None:
     ids = {(e.image_id, i) for e in used if len(e.boxes) < len(e.ann_ids) for i in e.ann_ids if known.objects[e.image_id, i].get('bbox')}
     bare = sorted(i for i in ids if not box_of(known.objects[i], known.photos[i[0]]['height'], known.photos[i[0]]['width']))
-    if bare: warnings.warn(f'{path}: the boxes of {len(bare)} annotations have no area in their photo and are left out, the first is {bare[0][1]}', stacklevel=3)
+    if bare: warnings.warn(f'{path}: the boxes of {len(bare)} annotations have no area in their photo and are left out, the first is {bare[0][1]}',
+                           stacklevel=3)
 
 def load_refer(
     root: str | os.PathLike,  # the folder of data sets: root/refer/refcoco/…, photos in root/coco/images/train2014, or the usual variants

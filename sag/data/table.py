@@ -35,7 +35,8 @@ def _row(
     "A row: a referent with its sentences. ValueError names a referent whose segmentation is malformed."
     e = es[0]
     try: rles = [to_rle(s, e.height, e.width)['counts'] for s in e.segmentations]
-    except ValueError as error: raise ValueError(f'referent {e.ref_id} (annotations {list(e.ann_ids)}) of {e.image.name}: {error}. Correct or remove it.') from None
+    except ValueError as error:
+        raise ValueError(f'referent {e.ref_id} (annotations {list(e.ann_ids)}) of {e.image.name}: {error}. Correct or remove it.') from None
     same = {k: getattr(e, k) for k in ('ref_id', 'image_id', 'height', 'width', 'split', 'category', 'no_target', 'ann_ids', 'boxes', 'tags')}
     image = e.image.relative_to(photos) if e.image.is_relative_to(photos) else Path(os.path.abspath(e.image))
     return same | dict(image=image.as_posix(), rles=rles, sent_ids=[x.sent_id for x in es], sentences=[x.sentence for x in es])
@@ -70,7 +71,8 @@ class Columns:
             table = pa.ipc.open_file(pa.BufferReader(whole)).read_all()
             if check: table.validate(full=True)
         except FileNotFoundError: raise
-        except (pa.ArrowException, OSError, ValueError) as e: raise ValueError(f'{path}: no whole table ({e}). Remove it and prepare the data set again.') from None
+        except (pa.ArrowException, OSError, ValueError) as e:
+            raise ValueError(f'{path}: no whole table ({e}). Remove it and prepare the data set again.') from None
         self.about = json.loads(table.schema.metadata[b'sag'])
         self.column = {n: table[n].combine_chunks() for n in table.column_names}
         self.names = {n: self.column[n].dictionary.to_pylist() for n in ('split', 'category', 'image')}
