@@ -21,7 +21,8 @@ from typing import Annotated, Any
 from fastcore.docments import docments
 from fastcore.script import anno_parser
 
-from .config import Recipe, recipe
+from .config import Recipe, allowed
+from .presets import recipe
 
 # %% ../nbs/82_cli.ipynb #2b26b952
 def prepare(
@@ -139,7 +140,8 @@ def recipe_options(
     for f in fields(Recipe):
         names = dict.fromkeys(['--' + f.name, '--' + f.name.replace('_', '-')])
         kind: Any = f.type
-        group.add_argument(*names, dest=f.name, type=typed(kind), default=SUPPRESS, help=helps[f.name].replace('%', '%%'), metavar=kind.__name__)
+        text = helps[f.name] + (f' [{a}]' if (a := allowed(f)) else '')
+        group.add_argument(*names, dest=f.name, type=typed(kind), default=SUPPRESS, help=text.replace('%', '%%'), metavar=kind.__name__)
 
 # %% ../nbs/82_cli.ipynb #08612039
 def evaluate(

@@ -28,13 +28,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..config import ALLOCATOR, SaGConfig, commit
+from ..config import SaGConfig
 from ..data.batches import PhotoTexts, loader, word_tokenizer
 from ..data.expressions import Expression
 from ..evaluate import evaluate
-from ..files import atomic
+from ..files import ALLOCATOR, atomic
 from ..losses import contrastive_loss, reconstruction_loss
 from ..model.sag import SaG
+from ..runs.record import commit
 
 # %% ../../nbs/76_bench.bench.ipynb #60cbd07c
 from . import literal as yardstick

@@ -180,7 +180,7 @@ def load(
     check: bool = True,  # make sure that every photo is there
     scenes: dict | None = None,  # for `synthetic`, what to generate: arguments of `write_scenes` (None: those that are there, or its defaults)
 ) -> Expressions:
-    "The expressions of one data set, or of several joined by commas; masks are decoded only when asked for. ValueError or FileNotFoundError says what is wrong."
+    "The expressions of one data set, or of several joined by commas; masks are decoded when asked for. ValueError or FileNotFoundError says what is wrong."
     if ',' in name: return reduce(add, (load(n, root, split_by, split, images, check, scenes) for n in name.split(',')))
     (data, by), root, photos = find_set(name, split_by), Path(root), Path(images) if images else None
     if name == 'synthetic': _generate(root, scenes)
