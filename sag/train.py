@@ -428,13 +428,16 @@ def check_room(
 def own_part(
     part: Any,  # an object, or 'package.module:name'
 ) -> Any:  # the object
-    "What an import path names; ImportError if it names nothing."
+    "What an import path names ('': None); ImportError if it names nothing."
     if not isinstance(part, str): return part
+    if not part: return None
     try: return pkgutil.resolve_name(part)
     except (ValueError, ImportError, AttributeError) as e:
         raise ImportError(f"{part!r} cannot be imported ({e}): write it as package.module:name, importable from the folder of the command") from None
 
-def _expressions(part: Any, recipe: Recipe) -> Expressions: return part(recipe) if callable(part) else part
+def _expressions(part: Any, usual: Callable[[Recipe], Expressions], recipe: Recipe) -> Expressions:
+    part = usual if part is None else part
+    return part(recipe) if callable(part) else part
 
 def _validation(recipe: Recipe) -> Expressions:
     return load_data(recipe, recipe.val_split) if recipe.val_split else Expressions()
@@ -448,7 +451,7 @@ def prepare(
 ) -> tuple[Training, Any, Expressions, Features | None, dict]:  # training, batches, validation expressions, cached features, texts that were too long
     "Everything that has to be there before the first step."
     with machine.main_process_first():  # the others then find written what has to be written once
-        texts, watched = _expressions(own['train'] or training_texts, recipe), _expressions(own['val'] or _validation, recipe)
+        texts, watched = _expressions(own['train'], training_texts, recipe), _expressions(own['val'], _validation, recipe)
         watched = Expressions([e for es in list(watched.photos().values())[:recipe.val_photos or None] for e in es])
         if recipe.selection == 'best_val_miou' and not watched.has_masks:
             raise ValueError(f"selection='best_val_miou' needs masks, and {recipe.val_split!r} has none; use 'last'")
