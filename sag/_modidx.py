@@ -510,7 +510,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'sag.explore.Photo.target': ('explore.html#photo.target', 'sag/explore.py'),
                              'sag.explore._connect': ('explore.html#_connect', 'sag/explore.py'),
                              'sag.explore._controls': ('explore.html#_controls', 'sag/explore.py'),
-                             'sag.explore.app': ('explore.html#app', 'sag/explore.py'),
                              'sag.explore.explore': ('explore.html#explore', 'sag/explore.py'),
                              'sag.explore.gradio_app': ('explore.html#gradio_app', 'sag/explore.py'),
                              'sag.explore.photos_of': ('explore.html#photos_of', 'sag/explore.py'),
