@@ -41,11 +41,11 @@ def prepare(
     from sag.data.npz import released_sets
     name, by = released_sets.get(dataset, (dataset, split_by))
     if layout not in ('table', 'npz'): raise ValueError(f"layout={layout!r}; choose 'table' or 'npz'")
-    data, by = p.known(name, by)
+    data, by = p.find_set(name, by)
     if download: fetch(name, root)
-    table = p.prepare(name, root, by, images or None)
-    print(p.report(table, data.published[by]).to_string(na_rep=''), '\n')
-    if check: complain(p.check(table), Path(root)/'prepared'/f'{name}.problems.csv')
+    table = p.prepare_table(name, root, by, images or None)
+    print(p.count_splits(table, data.published[by]).to_string(na_rep=''), '\n')
+    if check: complain(p.find_problems(table), Path(root)/'prepared'/f'{name}.problems.csv')
     return repr(table) if layout == 'table' else f'written: {npz(table, dataset, root, split, embeddings)}'
 
 # %% ../nbs/82_cli.ipynb #d22ca9cd
@@ -55,7 +55,7 @@ def fetch(name: str, root: str) -> None:
     for line in download(name, root): print('by hand:', line)
 
 def complain(
-    problems: list, # what `sag.data.sets.check` found
+    problems: list, # what `sag.data.sets.find_problems` found
     path: Path, # where to list them
 ) -> None:
     "Nothing, or a ValueError with the first problems and the file that lists all"
