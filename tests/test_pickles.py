@@ -87,7 +87,8 @@ def test_memory_is_bounded_by_the_file(path, data):
 
 
 @pytest.mark.parametrize('data, kind', [(b'', 'an empty file'), (b'<!DOCTYPE html><html>', 'an HTML page'),
-                                        (b'version https://git-lfs.github.com/spec/v1\n', 'LFS pointer'), (b'hello', 'a text file'), (pickle.dumps(list(range(1000)))[:-20], 'a pickle')])
+                                        (b'version https://git-lfs.github.com/spec/v1\n', 'LFS pointer'),
+                                        (b'hello', 'a text file'), (pickle.dumps(list(range(1000)))[:-20], 'a pickle')])
 def test_a_foreign_file_is_named(path, data, kind):
     with pytest.raises(ValueError, match=kind): read(path, data)
     assert kind in looks_like(path)

@@ -19,7 +19,8 @@ from sag.released import load_released, read_checkpoint
 TEXT = dict(vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, max_position_embeddings=16)
 CONFIG = SaGConfig(
     image_encoder='convnext_atto', image_args=dict(depths=(1, 1, 1, 1), dims=(8, 8, 8, 8)), image_size=32, image_stride=4, text_args=TEXT,
-    dim=16, context_dim=16, groups=2, slots_per_group=2, iterations=1, slot_heads=1, slot_head_dim=8, interact_heads=1, interact_head_dim=8, fusion_heads=1, fusion_head_dim=8)
+    dim=16, context_dim=16, groups=2, slots_per_group=2, iterations=1, slot_heads=1, slot_head_dim=8, interact_heads=1,
+    interact_head_dim=8, fusion_heads=1, fusion_head_dim=8)
 
 
 @pytest.fixture(scope='module')
