@@ -400,7 +400,7 @@ def prepare(
         if recipe.selection == 'best_val_miou' and not val.has_masks:
             raise ValueError(f"selection='best_val_miou' needs masks, and {recipe.val_split!r} has none; use 'last'")
         model, features = build_model(recipe, [e.sentence for e in train]).to(machine.device), None
-        if recipe.cache_features: features = cache_features(model.image, model.config, (train + val).photo_files(), recipe.feature_dir)
+        if recipe.cache_features: features = cache_features(model.image, model.config, train + val, recipe.feature_dir)
         data = batches(recipe, model, train, features)
         if recipe.cache_features and recipe.freeze_text: model.text.pooled = Recall(model.text, data.dataset.ids) # type: ignore[method-assign]
     total = recipe.steps or round(recipe.epochs*len(data)/recipe.accumulate)

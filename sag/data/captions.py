@@ -89,7 +89,8 @@ def _token_rows(
         if not line.strip(): continue
         photo, tab, caption = line.partition('\t')
         image = photo.rsplit('#', 1)[0].strip()
-        if not tab or not image or not caption.strip(): raise ValueError(f'{path}, line {n}: photo#number, a tab and a caption wanted, found {line.strip()[:80]!r}')
+        if not tab or not image or not caption.strip():
+            raise ValueError(f'{path}, line {n}: photo#number, a tab and a caption wanted, found {line.strip()[:80]!r}')
         yield _Row(image, caption.strip())
 
 def _text_rows(path: Path) -> Iterator[_Row]:
