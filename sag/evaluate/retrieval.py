@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..data.batches import at_least_float32, loader
 from ..data.expressions import Expression
-from ..predict import encode_draws, evaluation_mode, full_size, segment_scores, slot_noise
+from ..predict import encode_draws, evaluation_mode, full_size, segment_scores
 from . import expressions_by_photo, photo_texts
 
 # %% ../../nbs/49_evaluate.retrieval.ipynb #d7123d00
@@ -35,7 +35,7 @@ def photo_scores(
         for b in loader(data, batch_size, shuffle=False, drop_last=False):
             b, ids = b.to(device), [es[0].image_id for es in expressions_by_photo(b)]
             own.append(b.image_of_text + sum(len(s) for s in slots))
-            slots.append(model.encode_image(b.pixel_values, slot_noise(model, ids, draw).to(device), b.features).slots)
+            slots.append(next(encode_draws(model, b.pixel_values, ids, [draw], b.features))[1].slots)
             text.append(model.encode_text(b.input_ids, b.attention_mask))
         words = torch.cat(text)
         scores = [(model.gather(one[None], words)[0][0]*words).sum(1) for one in torch.cat(slots)]
