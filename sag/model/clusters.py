@@ -73,7 +73,7 @@ def k_means(
         size = own.sum(1, keepdim=True)
         weights = torch.where(size > 0, own/size.clamp(min=1), weights)
         before, label = label, _distances(gram, weights).argmin(-1)
-        if not torch.compiler.is_compiling() and label.equal(before): break # converged; a compiled graph cannot branch on it
+        if not torch.compiler.is_compiling() and label.device.type == 'cpu' and label.equal(before): break # converged; a GPU would wait for the answer
     return weights.transpose(1, 2) @ x, label
 
 # %% ../../nbs/33_model.clusters.ipynb #6af061d9
