@@ -42,7 +42,7 @@ from .data.sets import leak, load
 from .distribute import everyone, share_slots, turn, weight
 from .evaluate import evaluate, summary
 from .evaluate.retrieval import retrieval
-from .files import Lenient, hold
+from .files import Lenient, hold, remove_temporary
 from .losses import contrastive_loss, reconstruction_loss
 from .model.encoders import Recall
 from .model.sag import SaG, SaGOutput, load_weights, read_pretrained
@@ -536,6 +536,7 @@ def fit(
     own = dict(losses=own_part(losses), step=own_part(step), train=own_part(train), val=own_part(val))
     parts = {k: f'{v.__module__}:{v.__qualname__}' for k, v in own.items() if callable(v)}
     with hold(run.path, '.training.lock') if machine.is_main_process else nullcontext():
+        if machine.is_main_process: remove_temporary(run.path)
         check_folder(recipe, run, parts, resume)
         training, data, watched, features, long = prepare(recipe, run, machine, own, later)
         begin(training, data.dataset.expressions, resume, **{k: v for k, v in dict(parts=parts, long_texts=long).items() if v})
