@@ -38,6 +38,7 @@ import torch
 from accelerate import Accelerator
 from sag.config import Recipe, change, from_json
 from sag.evaluate import evaluate
+from sag.runs.record import Run
 from sag.train import *
 from sag.train import batch_losses, prepare, stream
 home, rank = sys.argv[1], os.environ['RANK']
