@@ -97,6 +97,8 @@ class SaGConfig(Widths, Encoders):
     interaction: bool = True  # slots of a group talk (ablation: False)
     fusion: bool = True  # expressions collect slots by the fusion module (ablation: False, by plain similarity)
     cosine_scale: float = _number(0.)  # without fusion: relevance is a softmax of cosines times this (0: of products / √D)
+    cuts: tuple = ()  # clusters: cut the photo several times, into so many clusters each; all of them are slots ((): once, into K)
+    place: float = _number(0.)  # inference: relevance × exp(this · words of place), see `sag.place` (0: the paper's method)
     reconstruct: bool = True  # a decoder gives the features back (False: there is none, and no reconstruction loss)
 
     def __post_init__(self):
@@ -104,8 +106,8 @@ class SaGConfig(Widths, Encoders):
 
     @property
     def num_slots(self) -> int:
-        "K = K_g · K_s."
-        return self.groups * self.slots_per_group
+        "K = K_g · K_s, or the sum of `cuts`."
+        return sum(self.cuts) or self.groups * self.slots_per_group
 
 # %% ../nbs/00_config.ipynb #da18d235
 @dataclass(frozen=True)

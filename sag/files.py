@@ -102,6 +102,9 @@ def read_json(
     return found
 
 # %% ../nbs/02_files.ipynb #000c85cf
+_umask = os.umask(0o22)
+os.umask(_umask)
+
 @contextlib.contextmanager
 def atomic(
     path: str | os.PathLike,  # the file's final name; its folder is made where it is missing
@@ -113,6 +116,7 @@ def atomic(
     try:
         yield tmp
         with open(tmp, 'rb+') as f: os.fsync(f.fileno())
+        os.chmod(tmp, 0o666 & ~_umask)  # some libraries write for the owner alone
         os.replace(tmp, path)
     finally:
         tmp.unlink(missing_ok=True)

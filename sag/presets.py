@@ -35,13 +35,14 @@ _slots = change(
     _frozen, groups=12, iterations=3, slot_heads=1, slot_head_dim=128, interact_head_dim=32, fusion_heads=1, fusion_head_dim=128,
     reconstruction_weight=10., text_lr=1e-4, warmup=100, steps=3600, evaluate_every=600)
 _clusters = change(
-    _frozen, entities='clusters', groups=36, fusion=False, cosine_scale=4., fixed_target=False,
+    _frozen, entities='clusters', cuts=(8, 16, 24, 36, 64), place=1., fusion=False, cosine_scale=4., fixed_target=False,
     temperature=.06, ignore_same_text=True, reconstruct=False, reconstruction_weight=0., text_lr=1e-3, weight_decay=1e-2,
     batch_size=64, warmup=50, steps=300, evaluate_every=100)
 
 # %% ../nbs/01_presets.ipynb #f3ae1187
 _lite0 = dict(image_encoder='tf_efficientnet_lite0', image_mean=(.498,)*3, image_std=(.502,)*3)
 _vits14 = dict(image_encoder='vit_small_patch14_dinov2', image_size=224, image_block=9, image_mean=(.485, .456, .406), image_std=(.229, .224, .225))
+_lite0_cuts = change(_clusters, **_lite0, image_size=384, image_stride=32, image_also=(16,))
 presets: dict[str, Recipe] = {
     'demo': demo, 'smoke': smoke,
     'released': change(
@@ -53,8 +54,8 @@ presets: dict[str, Recipe] = {
     'refcocog_umd': change(_released, dataset='refcocog', split_by='umd'),
     'phrasecut': change(_released, dataset='phrasecut', val_split='val+miniv'),
     'referit': change(_released, dataset='refclef', split_by='berkeley'),
-    'lite0': change(_clusters, **_lite0, image_size=384, image_stride=32, image_also=(16,)),
-    'vits14': change(_clusters, **_vits14, groups=16),
+    'lite0': _lite0_cuts, 'vits14': change(_clusters, **_vits14),
+    'small': change(_lite0_cuts, text_encoder='runs/pieces'),  # in the package: see 45_packaged
     'lite0-slots': change(_slots, **_lite0, image_size=256),
     'vits14-slots': change(_slots, **_vits14),
 }

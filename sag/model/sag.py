@@ -10,6 +10,7 @@ import json
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,6 +26,7 @@ from .clusters import Clusters, Grid
 from .decoder import Decoder
 from .encoders import ImageEncoder, TextEncoder
 from .gather import Cosine, Gather, without_layer
+from .pieces import WordPieces
 from .shatter import Shatter, choose, sine_position
 
 # %% ../../nbs/36_model.sag.ipynb #8e017ae5
@@ -59,7 +61,7 @@ def load_weights(
 # %% ../../nbs/36_model.sag.ipynb #d1d55f9d
 VERSION = 1 # of config.json
 _later = dict(image_standardize=False, entities='slots', slot_init='entity', competition='slots', interaction=True, fusion=True,
-              image_also=(), cluster_position=.6, cosine_scale=0., reconstruct=True)
+              image_also=(), cluster_position=.6, cosine_scale=0., reconstruct=True, cuts=(), place=0.)
 
 def read_config(
     path: str | Path, # a saved model's config.json
@@ -77,16 +79,18 @@ def read_config(
 # %% ../../nbs/36_model.sag.ipynb #193e1d29
 def _tokenizer(folder: Path) -> Any:
     "The tokenizer saved beside a model, or None. Nothing is fetched and no code of the folder runs."
+    if (folder/'tokenizer.json').exists() and not (folder/'tokenizer_config.json').exists(): return WordPieces(folder/'tokenizer.json')
     if not (folder/'tokenizer_config.json').exists(): return None
     from transformers import AutoTokenizer
     try: return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as e: raise ValueError(f'{folder}: the tokenizer needs code or files that are not in the folder ({str(e).splitlines()[0]})') from None
 
 def read_pretrained(
-    source: str | Path, # folder written by `save_pretrained`, or a hub id
+    source: str | Path, # folder written by `save_pretrained`, a hub id, or `small`, which the package brings
 ) -> tuple[SaGConfig, dict[str, Tensor], Any]: # configuration, weights, tokenizer or None
     "The files of a saved model. Missing or foreign ones are a FileNotFoundError or ValueError that names them."
     from huggingface_hub import snapshot_download
+    if str(source) == 'small': source = str(resources.files('sag')/'small') # comes with the package
     try: path = Path(source) if Path(source).exists() else Path(snapshot_download(str(source), allow_patterns=['*.json', '*.safetensors', '*.txt']))
     except (OSError, ValueError) as e: raise FileNotFoundError(f'{source} is neither a folder nor a model that the hub gives us: {e}') from None
     for name in 'config.json', 'model.safetensors':
