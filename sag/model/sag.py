@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..config import SaGConfig, change, model_config
-from ..files import atomic, looks_like, read_json
+from ..files import atomic, atomic_files, looks_like, read_json
 from .clusters import Clusters, Grid
 from .decoder import Decoder
 from .encoders import ImageEncoder, TextEncoder
@@ -113,7 +113,8 @@ class Pretrained(nn.Module):
         "Write config.json, model.safetensors and the tokenizer, if there is one."
         path = Path(path)
         path.mkdir(parents=True, exist_ok=True)
-        if self.tokenizer is not None: self.tokenizer.save_pretrained(path)
+        if self.tokenizer is not None:
+            with atomic_files(path) as temp: self.tokenizer.save_pretrained(temp)
         state = {k: v.contiguous() for k, v in self.state_dict().items()}
         alone = {v.data_ptr(): k for k, v in reversed(state.items())} # tied weights, as T5 has them, are written twice
         with atomic(path/'model.safetensors') as temp: save_file({k: v if alone[v.data_ptr()] == k else v.clone() for k, v in state.items()}, temp)
