@@ -68,6 +68,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                          'sag.cli._complain': ('cli.html#_complain', 'sag/cli.py'),
                          'sag.cli._describe': ('cli.html#_describe', 'sag/cli.py'),
                          'sag.cli._fetch': ('cli.html#_fetch', 'sag/cli.py'),
+                         'sag.cli._first_masks': ('cli.html#_first_masks', 'sag/cli.py'),
                          'sag.cli._hint': ('cli.html#_hint', 'sag/cli.py'),
                          'sag.cli._plain': ('cli.html#_plain', 'sag/cli.py'),
                          'sag.cli._resumed': ('cli.html#_resumed', 'sag/cli.py'),

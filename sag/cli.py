@@ -318,9 +318,23 @@ def demo(
     if done.exists():
         print(f'{done} is here already; this is its result. Remove {dest} to train again.')
         _trained(done)
-    else: train('demo', dest, seed=seed)
+    else:
+        _first_masks(Path(dest)/'photos.png')
+        train('demo', dest, seed=seed)
     print(f'scenes with their masks: {Path(dest)/"segmentation.png"}')
     return done
+
+def _first_masks(
+    path: Path,  # the figure
+) -> None:
+    "Segment the package's photos with its model."
+    from sag.masks import side_by_side
+    from sag.packaged import samples
+    from sag.predict import segment
+    photos = samples()
+    pictures = [p for o in photos for p in segment(o.path, o.expressions).overlays()]
+    with atomic(path) as temp: side_by_side(pictures, [s for o in photos for s in o.expressions]).save(temp, format='PNG')
+    print(f'{path}: {len(photos)} photos segmented by the model in the package ({"; ".join(o.credit for o in photos)}). Now the training:')
 
 def docs(
     dest: str = '_docs',  # where the site goes
