@@ -52,7 +52,7 @@ def write_table(
     path = Path(path)
     folder = Path(photos or path.parent)
     referents = groupby(expressions, lambda e: (e.image, e.ref_id, e.ann_ids, e.split, e.tags))
-    rows = [_row(list(es), folder) for _, es in tqdm(referents, path.stem, unit=' referents', mininterval=2)]
+    rows = [_row(list(es), folder) for _, es in tqdm(referents, path.stem, unit=' referents', delay=2)]
     meta = dict(photos=os.path.relpath(folder, path.parent), **about)
     table = pa.Table.from_pylist(rows, SCHEMA).combine_chunks().replace_schema_metadata({'sag': json.dumps(meta)})
     with sealed(path) as temp, pa.OSFile(str(temp), 'wb') as sink, pa.ipc.new_file(sink, table.schema) as out: out.write_table(table)
