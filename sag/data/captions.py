@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..files import read_json
-from .expressions import Expression, Expressions, id_number, sentence_text
+from .expressions import Expression, Expressions, frame_side, id_number, sentence_text
 from .photos import check_photos, finder
 
 # %% ../../nbs/15_data.captions.ipynb #4944d0c8
@@ -106,15 +106,17 @@ def _coco_rows(path: Path, coco: dict) -> Iterator[_Row]:
     for a in coco['annotations']:
         try:
             p = photos[id_number(a['image_id'])]
-            yield _Row(p['file_name'], sentence_text(a['caption']).strip(), id_number(p['id']), p.get('height') or 0, p.get('width') or 0, split)
+            height, width = (frame_side(p[k]) if p.get(k) else 0 for k in ('height', 'width'))
+            yield _Row(sentence_text(p['file_name'], 'file_name'), sentence_text(a['caption']).strip(), id_number(p['id']), height, width, split)
         except (KeyError, TypeError, ValueError) as e:
-            raise ValueError(f'{path}: annotation {a.get("id") if isinstance(a, dict) else a!r} has no caption, or its photo is not listed ({e})') from None
+            raise ValueError(f'annotation {a.get("id") if isinstance(a, dict) else a!r} has no caption, or its photo is not listed ({e})') from None
 
 def _karpathy_rows(data: dict) -> Iterator[_Row]:
     "Karpathy: photos with their sentences."
     for i, p in enumerate(data['images']):
         split = 'train' if p['split'] == 'restval' else p['split']
-        for s in p['sentences']: yield _Row(p['filename'], sentence_text(s['raw']).strip(), id_number(p.get('cocoid', p.get('imgid', i))), split=split)
+        name, number = sentence_text(p['filename'], 'filename'), id_number(p.get('cocoid', p.get('imgid', i)))
+        for s in p['sentences']: yield _Row(name, sentence_text(s['raw']).strip(), number, split=sentence_text(split, 'split'))
 
 def _json_rows(
     path: Path,  # captions_train2014.json, dataset_flickr30k.json or one like them
@@ -124,8 +126,9 @@ def _json_rows(
     try:
         if 'annotations' in data and 'images' in data: yield from _coco_rows(path, data)
         elif 'images' in data and all('sentences' in p for p in data['images']): yield from _karpathy_rows(data)
-        else: raise ValueError(f"{path}: 'images' and 'annotations' wanted, as in COCO's captions, or 'images' with 'sentences'")
-    except (KeyError, TypeError, AttributeError) as e: raise ValueError(f'{path}: an entry is malformed or lacks {e}') from None
+        else: raise ValueError("'images' and 'annotations' wanted, as in COCO's captions, or 'images' with 'sentences'")
+    except KeyError as e: raise ValueError(f'{path}: an entry has no {e}') from None
+    except (TypeError, ValueError, AttributeError) as e: raise ValueError(f'{path}: {e}') from None
 
 # %% ../../nbs/15_data.captions.ipynb #9aaa1389
 READERS: dict[str, Callable[[Path], Iterator[_Row]]] = {'.csv': _text_rows, '.tsv': _text_rows, '.txt': _text_rows, '.token': _token_rows, '.json': _json_rows}

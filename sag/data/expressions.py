@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['to_rle', 'decode', 'NoMask', 'has_mask', 'instance_masks', 'union_box', 'Expression', 'split_names', 'by_photo',
-           'Expressions', 'id_number', 'sentence_text', 'frame_side', 'no_collection']
+           'Expressions', 'id_number', 'sentence_text', 'box_of', 'frame_side', 'no_collection']
 
 # %% ../../nbs/12_data.expressions.ipynb #b1ac0df5
 import contextlib
@@ -32,8 +32,9 @@ def _polygon(
 ) -> np.ndarray:  # (2·corners,)
     "A polygon whose numbers pycocotools can take."
     try: xy = np.asarray(corners, float).reshape(-1)
-    except (TypeError, ValueError): raise ValueError(f'a polygon is not a list of numbers: {str(corners)[:60]}') from None
-    if isinstance(next(iter(corners), 0.), str): raise ValueError(f'a polygon holds text: {str(corners)[:60]}')
+    except (TypeError, ValueError, OverflowError): xy = None
+    if xy is None or not isinstance(corners, (list, tuple)) or any(isinstance(c, str) for c in corners):
+        raise ValueError(f'a polygon is not a list of numbers: {str(corners)[:60]}')
     if len(xy) % 2: raise ValueError(f'a polygon has {len(xy)} numbers, an odd count: x, y pairs wanted')
     x, y = xy.reshape(-1, 2).T
     if len(xy) and not ((x >= -width) & (x <= 2*width) & (y >= -height) & (y <= 2*height)).all():  # NaN too
@@ -62,12 +63,13 @@ def _run_lengths(
 ) -> dict:
     "Run lengths that cover the frame exactly."
     if 'counts' not in rle or 'size' not in rle: raise ValueError(f"run lengths need 'size' and 'counts', found {', '.join(map(str, rle)) or 'nothing'}")
-    if list(rle['size']) != [height, width]: raise ValueError(f"run lengths for {rle['size']}, the photo is annotated at {[height, width]}")
-    counts = rle['counts']
+    size, counts = rle['size'], rle['counts']
+    if not isinstance(size, (list, tuple)) or [*size] != [height, width]:
+        raise ValueError(f'run lengths for {size}, the photo is annotated at {[height, width]}')
     try:
         code = counts.encode('ascii') if isinstance(counts, str) else counts
         runs = _runs(code) if isinstance(code, bytes) else np.asarray(code, float)
-    except (TypeError, UnicodeEncodeError): raise ValueError(f'run lengths are not numbers: {str(counts)[:60]}') from None
+    except (TypeError, ValueError, OverflowError): raise ValueError(f'run lengths are not numbers: {str(counts)[:60]}') from None
     if code == b'': return {'size': [height, width], 'counts': b''}
     if runs.ndim != 1 or (runs < 0).any() or (runs != np.floor(runs)).any(): raise ValueError(f'run lengths are no whole numbers from 0 up: {str(counts)[:60]}')
     if runs.sum() != height*width: raise ValueError(f'run lengths add up to {runs.sum():g} pixels, the frame of {width}×{height} has {height*width}')
@@ -211,12 +213,25 @@ def id_number(
 
 def sentence_text(
     text: Any,  # a sentence as published
+    what: str = 'sentence',  # or another text
 ) -> str:
     "The sentence; ValueError where it is no text, or holds half a character (a lone surrogate)."
-    if not isinstance(text, str): raise ValueError(f'a sentence is {text!r}, not text')
+    if not isinstance(text, str): raise ValueError(f'a {what} is {str(text)[:60]!r}, not text')
     try: text.encode()
-    except UnicodeEncodeError: raise ValueError(f'the sentence {text!a} holds half a character (a lone surrogate)') from None
+    except UnicodeEncodeError: raise ValueError(f'the {what} {text[:60]!a} holds half a character (a lone surrogate)') from None
     return text
+
+def box_of(
+    box: Any,  # an object's box as published
+    height: int,  # of its photo, pixels
+    width: int,
+) -> tuple[float, ...]:  # x, y, width, height; () where there is none, or none with an area in the photo
+    "An object's box. ValueError where it is not four finite numbers."
+    if box is None or box == []: return ()
+    if not (isinstance(box, (list, tuple)) and len(box) == 4 and all(isinstance(v, (int, float)) and abs(v) < 1e9 for v in box)):  # no NaN
+        raise ValueError(f'a box is four finite numbers x, y, width, height, found {str(box)[:60]}')
+    x, y, w, h = box
+    return (x, y, w, h) if w > 0 < h and -w < x < width and -h < y < height else ()
 
 def frame_side(
     pixels: Any,  # height or width of an annotated frame

@@ -30,7 +30,7 @@ from .expressions import Expression, Expressions, has_mask
 def words(
     sentence: str,
 ) -> list[str]:  # in lower case
-    "A sentence's words and punctuation, cut as the released `preprocess_sentence` does"
+    "A sentence's words and punctuation, cut as the released `preprocess_sentence` does."
     found = [w.lower() for w in re.split(r'(\W+)', sentence.strip()) if w.strip()]
     return found[:-1] if found[-1:] == ['.'] else found
 
@@ -40,14 +40,14 @@ special = ('<pad>', '<go>', '<eos>', '<unk>')
 def build_vocabulary(
     sentences: Iterable[str],  # all that it shall know
 ) -> dict[str, int]:  # word → number, from 0
-    "The special words, then every word of the sentences that a line can hold, sorted"
+    "The special words, then every word of the sentences that a line can hold, sorted."
     found = {w for s in sentences for w in words(s) if w == ' '.join(w.split())}
     return {w: n for n, w in enumerate([*special, *sorted(found - set(special))])}
 
 def read_vocabulary(
     path: str | os.PathLike,  # vocabulary_Gref.txt: ours or the released one
 ) -> dict[str, int]:  # word → line number, from 0
-    "Read a vocabulary; blank lines count, since the line is the number"
+    "Read a vocabulary; blank lines count, since the line is the number."
     with open(path, encoding='utf-8') as f: vocabulary = {w.strip(): n for n, w in enumerate(f)}
     missing = [w for w in ('<pad>', '<unk>') if w not in vocabulary]
     if missing: raise ValueError(f"{path}: no line {' and no line '.join(missing)}; is this a vocabulary?")
@@ -58,7 +58,7 @@ def write_vocabulary(
     vocabulary: dict[str, int],
     path: str | os.PathLike,
 ) -> None:
-    "Write a vocabulary, one word a line"
+    "Write a vocabulary, one word a line."
     lines = [''] * (max(vocabulary.values()) + 1)
     for w, n in vocabulary.items(): lines[n] = w
     with atomic(path) as f: f.write_text(''.join(w + '\n' for w in lines), encoding='utf-8', newline='\n')
@@ -69,7 +69,7 @@ def indices(
     vocabulary: dict[str, int],  # `build_vocabulary` or `read_vocabulary`
     length: int = 20,
 ) -> np.ndarray:  # (length,) int64
-    "A sentence as numbers: cut at `length`, padded in front; unknown words are `<unk>`. As released, but a sentence without words is all padding"
+    "A sentence as numbers: cut at `length`, padded in front; unknown words are `<unk>`. As released, but a sentence without words is all padding."
     found = [vocabulary.get(w, vocabulary['<unk>']) for w in words(sentence)[:length]]
     return np.array([vocabulary['<pad>']]*(length - len(found)) + found, np.int64)
 
@@ -79,7 +79,7 @@ def read_glove(
     wanted: Collection[str],  # words
     dim: int,  # numbers per word
 ) -> dict[str, np.ndarray]:  # word → (dim,)
-    "The vectors of some words; a ValueError names the line that is none, or says that no word is there"
+    "The vectors of some words; a ValueError names the line that is none, or says that no word is there."
     found: dict[str, np.ndarray] = {}
     with open(path, encoding='utf-8') as f:
         for n, line in enumerate(f, 1):
@@ -96,7 +96,7 @@ def embeddings(
     dim: int = 300,  # numbers per word
     seed: int = 0,  # of the random ones
 ) -> np.ndarray:  # (lines of the vocabulary, dim) float32: what Gref_emb.npy holds
-    "A vector per word: GloVe's where there is one, otherwise random"
+    "A vector per word: GloVe's where there is one, otherwise random."
     found = read_glove(glove_file, vocabulary.keys(), dim) if glove_file else {}
     spread = np.std(list(found.values())) if found else dim**-.5
     table = np.random.default_rng(seed).normal(0, spread, (max(vocabulary.values()) + 1, dim)).astype(np.float32)
@@ -110,7 +110,7 @@ def placed(
     width: int,
     size: int = 480,  # side of the square
 ) -> tuple[int, int, int, int]:  # top, left, height, width of the photo in the square
-    "Where a photo comes to lie in the square; where margins are uneven, top and left are the smaller"
+    "Where a photo comes to lie in the square; where margins are uneven, top and left are the smaller."
     scale = min(size/height, size/width)
     h, w = max(1, round(height*scale)), max(1, round(width*scale))
     return (size - h)//2, (size - w)//2, h, w
@@ -121,7 +121,7 @@ def fit(
     size: int = 480,  # side of the square, pixels
     pad: bool = True,  # fill up to a square; False: the longer side is `size`, as in the script published with SaG
 ) -> np.ndarray:  # (size,size,3) uint8 or (size,size) bool; smaller where not padded
-    "A photo or mask as large as fits into a square, aspect kept, centred, zeros round it (`resize_and_pad` of the released lineage)"
+    "A photo or mask as large as fits into a square, aspect kept, centred, zeros round it (`resize_and_pad` of the released lineage)."
     top, left, h, w = placed(x.shape[0], x.shape[1], size)
     small = np.asarray(Image.fromarray(x.astype(np.float32) if x.dtype == bool else x).resize((w, h), Image.Resampling.BILINEAR))
     if x.dtype == bool: small = small > 1e-6  # any share of the pixel, but for rounding
@@ -137,7 +137,7 @@ def header(
     z: zipfile.ZipFile,
     name: str,  # an array's
 ) -> tuple[int, ...]:  # shape
-    "An array's shape, without reading it; `UnsafePickle` where it holds objects"
+    "An array's shape, without reading it; `UnsafePickle` where it holds objects."
     with z.open(f'{name}.npy') as f:
         read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
         shape, _, dtype = read[np.lib.format.read_magic(f)](f)
@@ -150,7 +150,7 @@ def header(
 def opened(
     path: str | os.PathLike,
 ) -> Iterator[zipfile.ZipFile]:
-    "An npz's zip; whatever goes wrong while reading becomes a ValueError with the file's name"
+    "An npz's zip; whatever goes wrong while reading becomes a ValueError with the file's name."
     try:
         with zipfile.ZipFile(path) as z: yield z
     except (FileNotFoundError, UnsafePickle): raise
@@ -159,7 +159,7 @@ def opened(
 
 # %% ../../nbs/17_data.npz.ipynb #6a8b9146
 def array(z: zipfile.ZipFile, name: str) -> np.ndarray:
-    "One array of an npz; never unpickles"
+    "One array of an npz; never unpickles."
     header(z, name)
     with z.open(f'{name}.npy') as f: return np.lib.format.read_array(f, allow_pickle=False)
 
@@ -167,11 +167,11 @@ def read_npz(
     path: str | os.PathLike,
     names: Iterable[str] = tuple(kinds),  # the arrays wanted
 ) -> dict[str, np.ndarray]:  # text_batch (20,), im_batch (H,W,3) uint8, mask_batch (H,W) bool, sent_batch (1,), im_name_batch ()
-    "Arrays of one file; a ValueError names a damaged file, an `UnsafePickle` one with Python objects"
+    "Arrays of one file; a ValueError names a damaged file, an `UnsafePickle` one with Python objects."
     with opened(path) as z: return {k: array(z, k) for k in names}
 
 def text(x: np.ndarray) -> str:
-    "The one text in an array; Python 2 wrote bytes"
+    "The one text in an array; Python 2 wrote bytes."
     first = x.reshape(-1)[0]
     return first.decode() if isinstance(first, bytes) else str(first)
 
@@ -183,7 +183,7 @@ def frame(
     side: int,  # of the square that it is fitted into; 0: full size
     pad: bool,  # fill up to a square
 ) -> tuple[int, int]:  # height, width
-    "How large an expression's photo and mask are written"
+    "How large an expression's photo and mask are written."
     if not side: return e.height, e.width
     return (side, side) if pad else placed(e.height, e.width, side)[2:]
 
@@ -192,7 +192,7 @@ def check_space(
     dest: Path,  # the folder that will be written
     frames: Iterable[tuple[int, int]],  # of the files that are not there yet
 ) -> None:
-    "OSError where the disk cannot hold them, with the bytes needed"
+    "OSError where the disk cannot hold them, with the bytes needed."
     needed = sum(4*h*w + 8192 for h, w in frames)  # three bytes of photo and one of mask per pixel; the rest is small
     free = shutil.disk_usage(next(p for p in [dest, *dest.parents] if p.exists())).free
     if needed > free:
@@ -200,7 +200,7 @@ def check_space(
 
 # %% ../../nbs/17_data.npz.ipynb #0e109e96
 def described(e: Expression, vocabulary: dict[str, int]) -> dict[str, Any]:
-    "The arrays beside photo and mask"
+    "The arrays beside photo and mask."
     return dict(text_batch=indices(e.sentence, vocabulary), sent_batch=np.array([e.sentence]),
                 im_name_batch=np.array(f'COCO_train2014_{e.image_id:012d}'))
 
@@ -209,7 +209,7 @@ def finished(
     wanted: dict[str, np.ndarray],  # `described`
     shape: tuple[int, int],  # `frame`
 ) -> bool:
-    "Whether a file is there and whole; a ValueError where it is, but says something else"
+    "Whether a file is there and whole; a ValueError where it is, but says something else."
     if not file.exists(): return False
     try: found = read_npz(file)
     except ValueError: return False
@@ -220,7 +220,7 @@ def finished(
 
 # %% ../../nbs/17_data.npz.ipynb #b9377494
 def pictures(e: Expression, side: int, pad: bool) -> tuple[np.ndarray, np.ndarray]:  # (H,W,3) uint8, (H,W) bool
-    "An expression's photo and mask as they are written"
+    "An expression's photo and mask as they are written."
     photo, mask = np.asarray(e.photo()), e.mask
     if photo.shape[:2] != mask.shape: raise ValueError(f'the photo has {photo.shape[:2]} pixels, its annotation {mask.shape}')
     return (fit(photo, side, pad), fit(mask, side, pad)) if side else (photo, mask)
@@ -231,7 +231,7 @@ def plan(
     dest: Path,  # the split's folder
     name: str,  # how files begin, such as Gref_train
 ) -> dict[Path, Expression]:  # file → what goes into it
-    "Which file each expression goes into; a ValueError where one has no mask, or where other files are there"
+    "Which file each expression goes into; a ValueError where one has no mask, or where other files are there."
     files = {dest/f'{name}_{n}.npz': e for n, e in enumerate(expressions)}
     bare = next((e for e in files.values() if not has_mask(e)), None)
     if bare: raise ValueError(f'expression {bare.sent_id} of {bare.image.name} has no mask, and this layout needs one')
@@ -249,7 +249,7 @@ def write_npz(
     size: int = 480,  # side of that square, pixels
     pad: bool = False,  # fill up to a square, as that script's ancestors do
 ) -> Path:  # the folder with the files: folder/dataset/split_batch
-    "Write a split as the released `build_batches.py` does, one npz per expression; goes on where it was interrupted"
+    "Write a split as the released `build_batches.py` does, one npz per expression; goes on where it was interrupted."
     dest, side, made = Path(folder)/dataset/f'{split}_batch', size if 'train' in split else 0, None
     files = plan(Expressions(expressions).split(split), dest, f'{dataset}_{split}')
     check_space(dest, (frame(e, side, pad) for file, e in files.items() if not file.exists()))
@@ -267,7 +267,7 @@ def write_npz(
 # %% ../../nbs/17_data.npz.ipynb #5a81ec06
 @dataclass(frozen=True, slots=True)
 class NpzExpression(Expression):
-    "An expression whose photo and mask are in npz files: `image` is the first one with the photo, `segmentations` holds its own"
+    "An expression whose photo and mask are in npz files: `image` is the first one with the photo, `segmentations` holds its own."
     @property
     def masks(self) -> np.ndarray:  # (1,H,W) bool
         mask = read_npz(self.segmentations[0], ['mask_batch'])['mask_batch']
@@ -280,14 +280,14 @@ class NpzExpression(Expression):
 def head(
     path: Path,
 ) -> tuple[str, str, int, tuple[int, ...]]:  # sentence, photo's name, mask's checksum, (height, width)
-    "What a file says before its photo and mask are read"
+    "What a file says before its photo and mask are read."
     with opened(path) as z:
         shape, sentence, name = header(z, 'im_batch'), text(array(z, 'sent_batch')), text(array(z, 'im_name_batch'))
         if shape[2:] != (3,) or header(z, 'mask_batch') != shape[:2]: raise ValueError(f"photo {shape}, mask {header(z, 'mask_batch')}")
         return sentence, name, z.getinfo('mask_batch.npy').CRC, shape[:2]
 
 def photo_number(name: str) -> int:
-    "The number at the end of a photo's name"
+    "The number at the end of a photo's name."
     found = re.search(r'(\d+)(\.\w+)?$', name)
     if not found: raise ValueError(f'im_name_batch {name!r} has no number at its end')
     return int(found[1])
@@ -297,7 +297,7 @@ def npz_split(
     folder: Path,  # such as data/refcoco/Gref/train_batch
     split: str,
 ) -> Iterator[NpzExpression]:
-    "The expressions of a split's folder, in the order of their numbers"
+    "The expressions of a split's folder, in the order of their numbers."
     numbered = ((re.search(r'_(\d+)\.npz$', p.name), p) for p in folder.iterdir())
     files = sorted((int(found[1]), p) for found, p in numbered if found and not p.name.startswith('.'))
     if not files: raise FileNotFoundError(f'{folder}: no files such as Gref_{split}_0.npz')
@@ -313,7 +313,7 @@ def load_npz(
     folder: str | os.PathLike,  # a data set's: data/refcoco/Gref, with train_batch and others in it
     split: str = 'all',  # 'train', 'val', 'testA', …, several joined by '+', or 'all' that are there
 ) -> Expressions:
-    "Read data prepared by `write_npz` or the released `build_batches.py`; `sent_id` is the file's number in its split"
+    "Read data prepared by `write_npz` or the released `build_batches.py`; `sent_id` is the file's number in its split."
     there = sorted(p.name.removesuffix('_batch') for p in Path(folder).glob('*_batch'))
     names = there if split == 'all' else split.split('+')
     unknown = [n for n in names if n not in there]

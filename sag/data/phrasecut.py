@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ..files import read_json
-from .expressions import Expression, Expressions, id_number, no_collection
+from .expressions import Expression, Expressions, box_of, frame_side, id_number, no_collection, sentence_text
 from .photos import check_photos, finder
 
 # %% ../../nbs/14_data.phrasecut.ipynb #7ae28c39
@@ -26,7 +26,7 @@ SOURCE = 'download_dataset.py of github.com/ChenyunWu/PhraseCutDataset fetches i
 def find_listing(
     root: Path,  # VGPhraseCut_v0, a folder that holds it, or the data set's repository
 ) -> Path:
-    "The list of photos, image_data_split.json; its folder is the data set's. FileNotFoundError where there is none"
+    "The list of photos, image_data_split.json; its folder is the data set's. FileNotFoundError where there is none."
     tried = [root/p for p in ('', 'VGPhraseCut_v0', 'phrasecut/VGPhraseCut_v0', 'data/VGPhraseCut_v0', 'PhraseCutDataset/data/VGPhraseCut_v0')]
     names = ('image_data_split.json', 'image_data_split3000.json')  # now, and in the first release
     for path in (folder/name for folder in tried for name in names):
@@ -38,7 +38,7 @@ def split_files(
     folder: Path,  # VGPhraseCut_v0
     split: str,  # 'train', 'val', 'miniv', 'test', several joined by '+', or 'all' that are there
 ) -> list[Path]:
-    "The files of some splits; ValueError where PhraseCut has no such split, FileNotFoundError where its file is missing"
+    "The files of some splits; ValueError where PhraseCut has no such split, FileNotFoundError where its file is missing."
     there = [s for s in SPLITS if (folder/f'refer_{s}.json').exists()]
     names = there if split == 'all' else list(dict.fromkeys(split.split('+')))
     unknown = [n for n in names if n not in SPLITS]
@@ -59,7 +59,7 @@ NEEDED = {'name': 'p_name', 'attribute': 'p_att+', 'relation': 'p_rel+', 'verbos
 def phrase_tags(
     structure: dict,  # a task's phrase_structure: name, attributes, relation_descriptions, type
 ) -> tuple[str, ...]:
-    "The subsets that a phrase's grammar puts it in"
+    "The subsets that a phrase's grammar puts it in."
     attributes, relations = (len(structure.get(k) or ()) for k in ('attributes', 'relation_descriptions'))
     rules = dict(p_att=attributes > 0, p_attm=attributes > 1, p_rel=relations > 0, p_relm=relations > 1, p_att_rel=attributes > 0 < relations,
                  c_coco=structure.get('name') in COCO)
@@ -69,7 +69,7 @@ def phrase_tags(
 def category_ranks(
     path: Path,  # name_att_rel_count.json
 ) -> dict[str, int]:  # category → rank, 0 is the most frequent; empty where there is no such file
-    "How frequent categories are; a ValueError where the file has none"
+    "How frequent categories are; a ValueError where the file has none."
     if not path.exists(): return {}
     counts = read_json(path).get('cat')
     if not counts: raise ValueError(f"{path}: no 'cat', the list of categories with their counts; {SOURCE}.")
@@ -78,7 +78,7 @@ def category_ranks(
 def rank_tags(
     rank: float,  # a category's, 0 is the most frequent
 ) -> tuple[str, ...]:
-    "The subsets of a category's frequency: 'c21-100' are the ranks 20 to 99 counted from 0"
+    "The subsets of a category's frequency: 'c21-100' are the ranks 20 to 99 counted from 0."
     band = 'c20' if rank < 20 else 'c21-100' if rank < 100 else 'c101-500' if rank < 500 else 'c500+'
     return (band, *[f'c{top}' for top in (100, 500) if rank < top])
 
@@ -88,7 +88,7 @@ def task_tags(
     photo: dict,  # its photo's entry in image_data_split.json
     ranks: dict[str, int],  # `category_ranks`
 ) -> tuple[str, ...]:
-    "All subsets that a task belongs to"
+    "All subsets that a task belongs to."
     structure, instances = task.get('phrase_structure') or {}, len(task.get('Polygons') or ())
     several = ('i_single' if instances == 1 else 'i_multi' if instances < 5 else 'i_many',) if instances else ()
     frequency = rank_tags(ranks.get(structure.get('name', ''), float('inf'))) if ranks else ()
@@ -99,7 +99,7 @@ def task_tags(
 def flat(
     instance: list,  # its polygons, each a list of points x, y
 ) -> list[list[float]]:  # x, y, x, y, … per polygon
-    "An instance's polygons as COCO writes them, those with an area"
+    "An instance's polygons as COCO writes them, those with an area."
     return [[v for point in polygon for v in point] for polygon in instance if len(polygon) >= 3]
 
 # %% ../../nbs/14_data.phrasecut.ipynb #e85ec691
@@ -110,14 +110,15 @@ def phrase_of(
     split: str,  # 'train', 'val', 'miniv', 'test'
     tags: tuple[str, ...] = (),  # `task_tags`
 ) -> Expression:
-    "One phrase with its instances"
+    "One phrase with its instances."
     own, instances = id_number(str(task['task_id'])), [flat(i) for i in task.get('Polygons') or ()]
-    boxes = tuple(map(tuple, task.get('instance_boxes') or ()))
+    height, width = frame_side(photo['height']), frame_side(photo['width'])
+    boxes = tuple(b for box in task.get('instance_boxes') or () if (b := box_of(box, height, width)))
     if not any(instances): instances = []
     return Expression(
-        sent_id=own, sentence=task['phrase'].strip(), ref_id=own, ann_ids=tuple(1000*own + k for k in range(len(instances or boxes))),
-        image_id=photo['image_id'], image=image, height=photo['height'], width=photo['width'], split=split,
-        category=(task.get('phrase_structure') or {}).get('name', ''), boxes=boxes, segmentations=tuple(instances), tags=tags)
+        sent_id=own, sentence=sentence_text(task['phrase']).strip(), ref_id=own, ann_ids=tuple(1000*own + k for k in range(len(instances or boxes))),
+        image_id=id_number(photo['image_id']), image=image, height=height, width=width, split=split,
+        category=str((task.get('phrase_structure') or {}).get('name') or ''), boxes=boxes, segmentations=tuple(instances), tags=tags)
 
 # %% ../../nbs/14_data.phrasecut.ipynb #c5f26187
 def check_task(
@@ -126,7 +127,7 @@ def check_task(
     photos: dict[int, dict],  # image_data_split.json by number
     masks: bool = True,  # a task must have a polygon
 ) -> None:
-    "A ValueError where a task lacks something: it names the task, the file and the remedy"
+    "A ValueError where a task lacks something: it names the task, the file and the remedy."
     name, lacking = f"{path}, task {task.get('task_id')!r}", [k for k in ('task_id', 'image_id', 'phrase') if k not in task]
     if lacking: raise ValueError(f"{name}: it has no {', '.join(lacking)}; {SOURCE}.")
     photo = photos.get(task['image_id'])
@@ -145,13 +146,17 @@ def read_tasks(
     find: Callable[[str], Path],  # a photo's name → its file: `sag.data.photos.finder`
     masks: bool = True,  # a task must have a polygon
 ) -> Iterator[Expression]:
-    "The phrases of a file, in its order"
+    "The phrases of a file, in its order."
     tasks = read_json(path, list)[::-1]
     while tasks:
         task = tasks.pop()
-        check_task(task, path, photos, masks)
-        photo = photos[task['image_id']]
-        yield phrase_of(task, photo, find(f"{task['image_id']}.jpg"), path.stem.removeprefix('refer_'), task_tags(task, photo, ranks))
+        try:
+            check_task(task, path, photos, masks)
+            photo = photos[task['image_id']]
+            yield phrase_of(task, photo, find(f"{task['image_id']}.jpg"), path.stem.removeprefix('refer_'), task_tags(task, photo, ranks))
+        except (KeyError, TypeError, ValueError, AttributeError) as e:
+            if str(path) in str(e): raise
+            raise ValueError(f"{path}, task {task.get('task_id') if isinstance(task, dict) else task!r}: {e}. Correct or remove it; {SOURCE}.") from None
 
 # %% ../../nbs/14_data.phrasecut.ipynb #80bc3d99
 def load_phrasecut(
@@ -160,7 +165,7 @@ def load_phrasecut(
     images: str | os.PathLike | None = None,  # the photos' folder, or one that holds VG_100K and VG_100K_2; by default images/ in the data set's folder
     check: bool = True,  # make sure that every photo is there and every phrase has a polygon
 ) -> Expressions:  # one per task, tagged with its subsets; masks are decoded only when asked for
-    "Read PhraseCut (Wu et al., CVPR 2020); only the files of the splits wanted are opened"
+    "Read PhraseCut (Wu et al., CVPR 2020); only the files of the splits wanted are opened."
     listing = find_listing(Path(root))
     folder = listing.parent
     files = split_files(folder, split)
@@ -168,7 +173,9 @@ def load_phrasecut(
     find = finder(*[base/name for base in bases for name in ('', 'VG_100K', 'VG_100K_2')])
     found: dict[int, Expression] = {}
     with no_collection():
-        photos, ranks = {p['image_id']: p for p in read_json(listing, list)}, category_ranks(folder/'name_att_rel_count.json')
+        try: photos = {p['image_id']: p for p in read_json(listing, list)}
+        except (KeyError, TypeError) as error: raise ValueError(f'{listing}: a photo is malformed or lacks {error}; {SOURCE}.') from None
+        ranks = category_ranks(folder/'name_att_rel_count.json')
         for path in files:
             for e in read_tasks(path, photos, ranks, find, check): found.setdefault(e.sent_id, e)
     expressions = Expressions(found.values())
@@ -180,7 +187,7 @@ def tagged(
     expressions: Expressions,  # with tags
     tag: str,  # a subset: 'p_att', 'c100', 'i_many', …
 ) -> Expressions:
-    "The expressions of a subset; a ValueError lists the subsets that there are"
+    "The expressions of a subset; a ValueError lists the subsets that there are."
     there = sorted({t for e in expressions for t in e.tags})
     if tag not in there: raise ValueError(f"no expression is tagged {tag!r}; there are {', '.join(there) or 'no tags'}")
     return Expressions(e for e in expressions if tag in e.tags)

@@ -38,7 +38,7 @@ KNOWN = {word: letter for letter, words in CLASSES.items() for word in words.spl
 
 # %% ../../nbs/20_data.phrases.ipynb #ad944685
 def kind(word: str) -> str:
-    "The letter of a word that is known by itself, '' for one of an open class"
+    "The letter of a word that is known by itself, '' for one of an open class."
     return KNOWN.get(word) or ('#' if word.isdigit() else '' if word[0].isalnum() else '.')
 
 # %% ../../nbs/20_data.phrases.ipynb #f96870b2
@@ -55,11 +55,11 @@ PEOPLE = set('man men woman women lady ladies boy boys girl girls guy guys kid k
 
 # %% ../../nbs/20_data.phrases.ipynb #1868e355
 def plural(word: str) -> bool:
-    "Whether it looks like a plural"
+    "Whether it looks like a plural."
     return word in ('men', 'women', 'people', 'children') or word.endswith('s') and not word.endswith(('ss', 'us', 'is'))
 
 def disagrees(words: Sequence[str], letters: str) -> bool:
-    "Whether the word after those that have letters is no noun of the phrase before it: a plural after `a`, a singular after `two dogs`"
+    "Whether the word after those that have letters is no noun of the phrase before it: a plural after `a`, a singular after `two dogs`."
     base = re.search('[d#][acsn&]*n$', letters)
     if not base: return False
     first, last, word = words[base.start()], words[len(letters) - 1], words[len(letters)]
@@ -71,7 +71,7 @@ def guess(
     words: Sequence[str],  # ends with '.'
     letters: str,  # of the words so far
 ) -> str:
-    "The letter of the next word, one of an open class: `n`, `a`, `v` or `x`"
+    "The letter of the next word, one of an open class: `n`, `a`, `v` or `x`."
     i, last = len(letters), letters[-1:]
     word, before, noun_next = words[i], words[i - 1] if i else '', kind(words[i + 1]) in ('', 'n')
     if word.endswith('ing') and word not in VERBS:
@@ -91,7 +91,7 @@ def guess(
 def letters_of(
     words: Sequence[str],  # lower case, punctuation apart
 ) -> str:  # a letter a word
-    "The classes of a caption's words, from left to right"
+    "The classes of a caption's words, from left to right."
     letters, ended = '', [*words, '.']
     for i, word in enumerate(words):
         letter = kind(word) or guess(ended, letters)
@@ -106,7 +106,7 @@ TOKEN = re.compile(r"'s\b|\w+(?:[-&]\w+)*|[^\w\s]")
 def noun_phrases(
     caption: str,  # a sentence
 ) -> list[str]:  # lower case, in order, without a determiner in front
-    "The noun phrases of a caption, each with its modifiers; none where there is no noun"
+    "The noun phrases of a caption, each with its modifiers; none where there is no noun."
     text = caption.lower()
     found = list(TOKEN.finditer(text))
     letters = letters_of([m[0] for m in found])
@@ -116,7 +116,7 @@ def noun_phrases(
 def head(
     phrase: str,  # as `noun_phrases` gives it
 ) -> str:
-    "The noun that a phrase is about"
+    "The noun that a phrase is about."
     return re.split(' (?:of|in|with|wearing) ', phrase)[0].split()[-1]
 
 # %% ../../nbs/20_data.phrases.ipynb #24e245c8
@@ -125,7 +125,7 @@ KEEP = 'phrases', 'both', 'captions'
 def photo_phrases(
     captions: Sequence[Expression],  # of one photo
 ) -> list[Expression]:
-    "One expression for each distinct phrase of a photo's captions"
+    "One expression for each distinct phrase of a photo's captions."
     first: dict[str, Expression] = {}
     for e in captions:
         for phrase in noun_phrases(e.sentence): first.setdefault(phrase, e)
@@ -135,7 +135,7 @@ def to_phrases(
     expressions: Expressions,  # captions; what has a referent stays as it is
     keep: str = 'phrases',  # 'phrases', 'both' of captions and phrases, or 'captions' as they are
 ) -> Expressions:  # photo by photo
-    "Captions as the phrases they consist of; any other `keep` is a ValueError"
+    "Captions as the phrases they consist of; any other `keep` is a ValueError."
     if keep not in KEEP: raise ValueError(f"keep={keep!r} is none of {', '.join(map(repr, KEEP))}")
     if keep == 'captions': return expressions
     out = Expressions()
@@ -148,7 +148,7 @@ def to_phrases(
 def same_text(
     sentences: Sequence[str],  # T texts
 ) -> torch.Tensor:  # (T,) long
-    "A number for each text; texts with the same bag of words, determiners and punctuation aside, share it"
+    "A number for each text; texts with the same bag of words, determiners and punctuation aside, share it."
     tokens = ([m[0] for m in TOKEN.finditer(s.lower())] for s in sentences)
     bags = [tuple(sorted(w for w in words if kind(w) not in ('d', '.', ','))) for words in tokens]
     number = {bag: i for i, bag in enumerate(dict.fromkeys(bags))}

@@ -29,13 +29,13 @@ colours = dict(red=(215, 40, 40), green=(45, 160, 60), blue=(45, 80, 215), yello
                purple=(140, 50, 175), orange=(245, 140, 30), white=(243, 243, 243), black=(22, 22, 22))
 
 def star(points: int, inner: float) -> np.ndarray:  # (2·points, 2), y downwards
-    "A star's corners, the first on top; inner: radius of its dents"
+    "A star's corners, the first on top; inner: radius of its dents."
     angle = np.arange(2*points)*np.pi/points
     return np.where(np.arange(2*points) % 2, inner, 1)[:, None]*np.stack([np.sin(angle), -np.cos(angle)], 1)
 
 @functools.cache
 def outline(kind: str) -> np.ndarray:  # (corners, 2): x, y in units of the shape's radius, y downwards
-    "The corners of a kind of shape"
+    "The corners of a kind of shape."
     t = np.linspace(0, 2*np.pi, 48, endpoint=False)
     heart = np.stack([16*np.sin(t)**3, -(13*np.cos(t) - 5*np.cos(2*t) - 2*np.cos(3*t) - np.cos(4*t)) - 2.5], 1)/15
     cross = np.array([(-1, 3), (1, 3), (1, 1), (3, 1), (3, -1), (1, -1), (1, -3), (-1, -3), (-1, -1), (-3, -1), (-3, 1), (-1, 1)])/2.9
@@ -49,7 +49,7 @@ roundish = kinds[:3]
 # %% ../../nbs/16_data.synthetic.ipynb #fd88a826
 @dataclass(frozen=True)
 class Difficulty:
-    "What makes scenes hard"
+    "What makes scenes hard."
     shapes: tuple[int, int] = (2, 5)  # fewest and most shapes in a scene
     kinds: tuple[str, ...] = ('circle', 'heart', 'square', 'triangle', 'star', 'cross')
     colours: tuple[str, ...] = tuple(colours)  # names in `colours`
@@ -69,7 +69,7 @@ textures = ('plain', 'striped', 'dotted')
 
 @dataclass(frozen=True)
 class Shape:
-    "One thing in a scene"
+    "One thing in a scene."
     kind: str  # see `outline`
     colour: str  # see `colours`
     size: str  # small or big
@@ -80,23 +80,23 @@ class Shape:
 
 # %% ../../nbs/16_data.synthetic.ipynb #d51869bd
 def choices(d: Difficulty) -> dict[str, tuple[str, ...]]:
-    "The values that each attribute of looks may have"
+    "The values that each attribute of looks may have."
     return dict(kind=d.kinds, colour=d.colours, size=tuple(sizes), texture=textures if d.textured else ('plain',))
 
 def look(rng: np.random.Generator, d: Difficulty) -> dict[str, str]:  # attribute → value
-    "Looks at random"
+    "Looks at random."
     drawn = {k: str(rng.choice(v)) for k, v in choices(d).items()}
     return drawn if rng.random() < d.textured else drawn | dict(texture='plain')
 
 def distractor(rng: np.random.Generator, of: dict[str, str], d: Difficulty) -> dict[str, str]:
-    "The same looks with one attribute changed, or none: a twin that only its place tells apart"
+    "The same looks with one attribute changed, or none: a twin that only its place tells apart."
     free = {k: [x for x in v if x != of[k]] for k, v in choices(d).items()}
     names = [k for k in free if free[k] and (k != 'texture' or rng.random() < d.textured)]
     name = str(rng.choice([*names, 'place']))
     return dict(of) if name == 'place' else of | {name: str(rng.choice(free[name]))}
 
 def looks(rng: np.random.Generator, d: Difficulty) -> list[dict[str, str]]:
-    "The looks of all shapes of a scene"
+    "The looks of all shapes of a scene."
     scene = [look(rng, d)]
     for _ in range(rng.integers(d.shapes[0], d.shapes[1] + 1) - 1):
         scene.append(distractor(rng, scene[rng.integers(len(scene))], d) if rng.random() < d.distractors else look(rng, d))
@@ -104,7 +104,7 @@ def looks(rng: np.random.Generator, d: Difficulty) -> list[dict[str, str]]:
 
 # %% ../../nbs/16_data.synthetic.ipynb #1873a6ae
 def place(rng: np.random.Generator, looks: list[dict[str, str]], tries: int = 30) -> list[Shape] | None:
-    "Shapes at free places, or None where they do not fit"
+    "Shapes at free places, or None where they do not fit."
     placed: list[Shape] = []
     for look in sorted(looks, key=lambda s: s['size']):  # big ones first: they need the room
         radius = rng.uniform(*sizes[look['size']])
@@ -115,28 +115,28 @@ def place(rng: np.random.Generator, looks: list[dict[str, str]], tries: int = 30
     return [placed[i] for i in rng.permutation(len(placed))]
 
 def scene(rng: np.random.Generator, d: Difficulty) -> list[Shape]:  # back to front
-    "A scene's shapes"
+    "A scene's shapes."
     while True:
         shapes = place(rng, looks(rng, d))
         if shapes: return shapes
 
 # %% ../../nbs/16_data.synthetic.ipynb #e8f362cb
 def coverage(s: Shape, size: int, scale: int = 4) -> np.ndarray:  # (size, size), share of each pixel that the shape covers
-    "A shape's outline, antialiased"
+    "A shape's outline, antialiased."
     big = Image.new('L', (size*scale, size*scale))
     corners = (outline(s.kind)*s.radius + [s.x, s.y])*size*scale
     ImageDraw.Draw(big).polygon([tuple(c) for c in corners], fill=255)
     return np.asarray(big.reduce(scale), np.float32)/255
 
 def pattern(texture: str, size: int, radius: float) -> np.ndarray | float:  # (size, size) in [0,1]: share of the second colour
-    "Stripes and dots, their width a share of the shape's size, at least two pixels"
+    "Stripes and dots, their width a share of the shape's size, at least two pixels."
     if texture == 'plain': return 0.
     period = max(4., radius*size/1.6)
     y, x = np.mgrid[:size, :size]*(2*np.pi/period)
     return dict(striped=np.clip(.5 + 2*np.sin(x + y), 0, 1), dotted=np.clip(3*(np.cos(x) + np.cos(y) - .8), 0, 1))[texture]
 
 def paint(rng: np.random.Generator, s: Shape, size: int, d: Difficulty) -> np.ndarray:  # (size, size, 3), or (3,) where plain; grey levels
-    "A shape's colours, everywhere: its outline cuts them out"
+    "A shape's colours, everywhere: its outline cuts them out."
     colour = np.array(colours[s.colour]) + rng.uniform(-d.jitter, d.jitter, 3)
     second = colour*.35 if colour.sum() > 200 else colour + 130
     share = np.asarray(pattern(s.texture, size, s.radius))[..., None]  # () for plain shapes
@@ -144,7 +144,7 @@ def paint(rng: np.random.Generator, s: Shape, size: int, d: Difficulty) -> np.nd
 
 # %% ../../nbs/16_data.synthetic.ipynb #80ad625d
 def ground(rng: np.random.Generator, size: int, d: Difficulty) -> np.ndarray:  # (size, size, 3), grey levels
-    "A ground: pale tint, clouds of two scales, fine grain"
+    "A ground: pale tint, clouds of two scales, fine grain."
     coarse = [Image.fromarray(rng.normal(size=(n, n)).astype(np.float32)) for n in (4, 12)]
     clouds = [np.asarray(c.resize((size, size), Image.Resampling.BICUBIC)) for c in coarse]
     tint = rng.uniform(105, 165) + rng.uniform(-14, 14, 3)
@@ -156,7 +156,7 @@ def draw(
     size: int,  # the photo's side, pixels
     d: Difficulty,
 ) -> tuple[Image.Image, np.ndarray]:  # photo, (shapes, size, size) bool visible masks
-    "Paint a scene"
+    "Paint a scene."
     photo, masks = ground(rng, size, d), np.zeros((len(shapes), size, size), bool)
     for i, s in enumerate(shapes):
         share = coverage(s, size)
@@ -170,7 +170,7 @@ def regions(
     x: np.ndarray,  # (shapes,) centres, as shares of the photo's side
     y: np.ndarray,
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:  # words → (clearly there, perhaps there), each (shapes,) bool
-    "Places that words name, and which centres are there"
+    "Places that words name, and which centres are there."
     sides = dict(left=x, right=1 - x, top=y, bottom=1 - y)
     clear, maybe = ({k: v < bound for k, v in sides.items()} for bound in (.44, .56))
     corners = {f'{v} {h}': (clear[v] & clear[h], maybe[v] & maybe[h]) for v, h in product(('top', 'bottom'), ('left', 'right'))}
@@ -178,12 +178,12 @@ def regions(
     return {k: (clear[k], maybe[k]) for k in sides} | corners | dict(middle=(off < .1, off < .2))
 
 def extremes(x: np.ndarray, y: np.ndarray, radius: np.ndarray) -> dict[str, np.ndarray]:  # word → (shapes,): the least value is meant
-    "Superlatives, in units in which a difference of 1 is plain to see"
+    "Superlatives, in units in which a difference of 1 is plain to see."
     return dict(leftmost=x/.1, rightmost=-x/.1, highest=y/.1, lowest=-y/.1, biggest=-np.log(radius)/.3, smallest=np.log(radius)/.3)
 
 # %% ../../nbs/16_data.synthetic.ipynb #427da6cd
 class Places:
-    "Words for places in one scene"
+    "Words for places in one scene."
     def __init__(self, shapes: list[Shape]):
         x, y, radius = np.array([(s.x, s.y, s.radius) for s in shapes]).T
         there, most = regions(x, y), extremes(x, y, radius)
@@ -211,7 +211,7 @@ def candidates(
     places: Places,  # of the scene
     i: int,  # the referent
 ) -> Iterator[tuple[dict[str, bool], str, float]]:  # (attributes named, words for the place, weight)
-    "Every way to single out shape i"
+    "Every way to single out shape i."
     same = {k: np.array([getattr(s, k) == getattr(shapes[i], k) for s in shapes]) for k in order}
     for use in naming:
         if use['texture'] and shapes[i].texture == 'plain': continue
@@ -234,7 +234,7 @@ def say(
     use: dict[str, bool],  # which attributes to name
     words: str = '',  # words for the place, if any
 ) -> str:
-    "Put it in words"
+    "Put it in words."
     pick = lambda options: options[rng.integers(len(options))]  # noqa: E731
     values = [pick(synonyms.get(v, (v,))) for k in order[:3] if use[k] for v in [getattr(s, k)]]
     phrase = ' '.join([*values, s.kind if use['kind'] else pick(('one', 'shape'))])
@@ -249,7 +249,7 @@ def expressions(
     n: int = 3,  # how many at most
     places: Places | None = None,  # of this scene, where they have been worked out
 ) -> list[str]:  # different expressions, each true of shape i alone; empty where there is none
-    "What people would say to point at shape i"
+    "What people would say to point at shape i."
     ways = list(candidates(shapes, places or Places(shapes), i))
     if not ways: return []
     p = np.array([w for *_, w in ways])
@@ -258,12 +258,12 @@ def expressions(
 
 # %% ../../nbs/16_data.synthetic.ipynb #f23934fa
 def referents_of(split: str, shapes: list[Shape]) -> list[int]:
-    "Which shapes of a scene may be referents in a split"
+    "Which shapes of a scene may be referents in a split."
     if split not in ('testA', 'testB'): return list(range(len(shapes)))
     return [i for i, s in enumerate(shapes) if (s.kind in roundish) == (split == 'testA')]
 
 def described(rng: np.random.Generator, split: str, d: Difficulty, most: int = 3) -> tuple[list[Shape], dict[int, list[str]]]:
-    "A scene and the expressions of up to `most` referents, at least one"
+    "A scene and the expressions of up to `most` referents, at least one."
     while True:
         shapes = scene(rng, d)
         able = [int(i) for i in rng.permutation(referents_of(split, shapes))]
@@ -274,7 +274,7 @@ def described(rng: np.random.Generator, split: str, d: Difficulty, most: int = 3
         if found: return shapes, found
 
 def annotation(s: Shape, mask: np.ndarray, number: int, image_id: int, kinds: list[str]) -> dict:
-    "A shape's entry in instances.json; `shape` holds what it was drawn from"
+    "A shape's entry in instances.json; `shape` holds what it was drawn from."
     rle = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
     return dict(id=number, image_id=image_id, category_id=kinds.index(s.kind) + 1, iscrowd=0,
                 area=int(mask.sum()), bbox=coco_mask.toBbox(rle).tolist(),
@@ -282,7 +282,7 @@ def annotation(s: Shape, mask: np.ndarray, number: int, image_id: int, kinds: li
 
 # %% ../../nbs/16_data.synthetic.ipynb #73afd904
 def write_photo(dest: Path, image_id: int, split: str, seed: int, size: int, d: Difficulty) -> tuple[dict, list[dict], list[dict]]:
-    "Draw and write one photo; its entry, its annotations, its referents (their numbers still to be given)"
+    "Draw and write one photo; its entry, its annotations, its referents (their numbers still to be given)."
     rng = np.random.default_rng([seed, image_id])  # each photo by itself: its pixels do not depend on how many others there are
     shapes, sentences = described(rng, split, d)
     photo, masks = draw(rng, shapes, size, d)
@@ -294,7 +294,7 @@ def write_photo(dest: Path, image_id: int, split: str, seed: int, size: int, d: 
     return dict(id=image_id, file_name=f'{name}.jpg', width=size, height=size), anns, refs
 
 def number(refs: list[dict]) -> list[dict]:
-    "Give referents and sentences their numbers, in RefCOCO's order of fields; numbering starts at 0"
+    "Give referents and sentences their numbers, in RefCOCO's order of fields; numbering starts at 0."
     first = np.cumsum([0, *(len(r['sentences']) for r in refs)]).tolist()
     for ref_id, (r, start) in enumerate(zip(refs, first, strict=False)):
         for k, s in enumerate(r['sentences']): s['sent_id'] = start + k
@@ -303,7 +303,7 @@ def number(refs: list[dict]) -> list[dict]:
 
 # %% ../../nbs/16_data.synthetic.ipynb #13dda6ad
 def write_all(dest: Path, record: dict, d: Difficulty) -> None:
-    "Write a whole data set below an empty folder; `record`, its arguments, last"
+    "Write a whole data set below an empty folder; `record`, its arguments, last."
     for folder in ('refer/refcoco', 'coco/images/train2014'): (dest/folder).mkdir(parents=True)
     splits = [s for s, n in record['photos'].items() for _ in range(n)]
     rows = [write_photo(dest, i, s, record['seed'], record['size'], d) for i, s in enumerate(splits, 1)]
@@ -318,7 +318,7 @@ def write_all(dest: Path, record: dict, d: Difficulty) -> None:
 
 # %% ../../nbs/16_data.synthetic.ipynb #4b113ad3
 def reusable(dest: Path, record: dict) -> bool:
-    "Whether the folder already holds just these scenes; ValueError where it holds anything else"
+    "Whether the folder already holds just these scenes; ValueError where it holds anything else."
     if not dest.exists() or not any(dest.iterdir()): return False
     if not (dest/'scenes.json').exists():
         raise ValueError(f'{dest} is not empty and was not written by write_scenes: choose another folder')
@@ -333,7 +333,7 @@ def chosen(
     difficulty: str | Difficulty,  # 'plain', 'normal', 'hard' or your own
     splits: Collection[str],  # that it will be used for
 ) -> Difficulty:
-    "A difficulty by name; ValueError where there is none of that name, or where it asks for what cannot be drawn"
+    "A difficulty by name; ValueError where there is none of that name, or where it asks for what cannot be drawn."
     if isinstance(difficulty, str) and difficulty not in difficulties:
         raise ValueError(f"no difficulty {difficulty!r}; there are {', '.join(difficulties)}")
     d = difficulties[difficulty] if isinstance(difficulty, str) else difficulty
@@ -352,7 +352,7 @@ def write_scenes(
     size: int = 64,  # the photos' side, pixels
     difficulty: str | Difficulty = 'normal',  # 'plain', 'normal', 'hard' or your own
 ) -> Path:  # dest
-    "Write generated scenes in RefCOCO's format, or find them written already"
+    "Write generated scenes in RefCOCO's format, or find them written already."
     dest = Path(dest)
     photos = dict(train=2000, val=200, testA=200, testB=200) if photos is None else photos
     d = chosen(difficulty, photos)
@@ -368,7 +368,7 @@ def write_scenes(
 
 # %% ../../nbs/16_data.synthetic.ipynb #1decb1c5
 def move(part: Path, dest: Path, record: dict) -> None:
-    "Give a finished folder its name, unless another process was faster"
+    "Give a finished folder its name, unless another process was faster."
     try: part.replace(dest)
     except OSError:
         if not reusable(dest, record): raise
