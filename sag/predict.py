@@ -27,12 +27,14 @@ from .data.batches import at_least_float32, image_transform, load_tokenizer, pad
 from .data.photos import read_photo, upright
 from .masks import Segments
 from .model.sag import SaG
+from .place import placed
 from .released import load_released
 
 # %% auto #0
 __all__ = ['RULES', 'PRECISIONS', 'SUFFIXES', 'weigh', 'segment_scores', 'min_max', 'full_size', 'slot_noise', 'encode_draws',
            'evaluation_mode', 'as_photo', 'photo_files', 'as_sentences', 'unknown_words', 'check_words', 'as_model',
-           'Slots', 'find_slots', 'encode_sentences', 'Trace', 'find_masks', 'trace', 'segment_many', 'segment']
+           'Slots', 'find_slots', 'encode_sentences', 'relevance_of', 'Trace', 'find_masks', 'trace', 'segment_many',
+           'segment']
 
 # %% ../nbs/44_predict.ipynb #0480c74f
 RULES = ('relevance', 'avg', 'max', 'min')
@@ -255,6 +257,22 @@ def encode_sentences(
     ids, mask = pad(tokenize(sentences, tok, text_limit(model)), tok.pad_token_id or 0)
     return model.encode_text(ids.to(device), mask.to(device))
 
+# %% ../nbs/44_predict.ipynb #4684e035
+def relevance_of(
+    model: Any,                 # relevance and config; encode_text and a tokenizer for relations
+    sentences: Sequence[str],   # T expressions
+    text: Tensor,               # (T,D) of the same
+    slots: Tensor,              # (1,K,D) of one photo
+    slot_maps: Tensor,          # (K,h,w)
+    tokenizer: Any = None,      # default: the model's own
+) -> Tensor:                    # (T,K), rows sum to 1
+    "Relevance of the slots, words of place counted with the strength `model.config.place`."
+    tok, strength = tokenizer or model.tokenizer, getattr(model.config, 'place', 0.)
+    def find(things: list[str]) -> Tensor:
+        ids, mask = pad(tokenize(things, tok), tok.pad_token_id or 0)
+        return at_least_float32(model.relevance(slots, model.encode_text(ids.to(slots.device), mask.to(slots.device)))[0])
+    return placed(at_least_float32(model.relevance(slots, text)[0]), sentences, slot_maps, strength, find if tok else None)
+
 # %% ../nbs/44_predict.ipynb #90fc9837
 class Trace(NamedTuple):
     "A photo's way through the model; tensors on the CPU."
@@ -275,7 +293,7 @@ def find_masks(
     "Gather the slots that each expression refers to (paper, modality fusion module, inference and evaluation)."
     with evaluation_mode(model) as where:
         text = encode_sentences(model, as_sentences(sentences), tokenizer, where)
-        relevance = at_least_float32(model.relevance(found.slots, text)[0])
+        relevance = relevance_of(model, as_sentences(sentences), text, found.slots, found.slot_maps, tokenizer)
         scores = full_size(segment_scores(relevance, found.slot_maps, rule), found.photo.size[::-1])
     return Trace(found.photo, *(o.cpu() for o in (found.slot_maps, relevance, scores, scores >= threshold)))
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ..config import SaGConfig
 from ..files import looks_like
+from .pieces import Pieces, read_pieces
 
 # %% ../../nbs/31_model.encoders.ipynb #ec54a8c6
 _OURS = 'pretrained', 'pretrained_cfg', 'pretrained_cfg_overlay', 'checkpoint_path', 'cache_dir', 'features_only', 'feature_cls', 'out_indices'
@@ -203,6 +204,8 @@ def text_backbone(
     weights: str, # `pretrained` or `random`
 ) -> nn.Module:
     "A transformers text encoder in float32, without the layers that never reach the output. Errors are those of `text_settings`."
+    if config.text_args.get('model_type') == 'pieces': return Pieces(config.text_args['vocab_size'], config.text_args['hidden_size'])
+    if (Path(config.text_encoder)/'pieces.safetensors').is_file(): return read_pieces(config.text_encoder)
     import transformers
     settings = text_settings(config, weights)
     cls = getattr(transformers, TEXT_ENCODERS[settings.model_type])
