@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['commands', 'positional', 'short', 'prepare', 'fetch', 'complain', 'npz', 'write_embeddings', 'train', 'typed',
-           'recipe_options', 'evaluate', 'predict', 'demo', 'results_table', 'docs', 'bench', 'report', 'export',
-           'Later', 'function', 'parser_of', 'main']
+           'recipe_options', 'evaluate', 'predict', 'demo', 'results_table', 'docs', 'report', 'export', 'Later',
+           'function', 'parser_of', 'main']
 
 # %% ../nbs/82_cli.ipynb #2e77ce7a
 import json
@@ -215,24 +215,6 @@ def docs(
     from sag.docs import build
     return Path(build(dest))
 
-# %% ../nbs/82_cli.ipynb #6727dbff
-def bench(
-    dest: str = 'runs/bench', # folder for bench.json and bench.png
-    size: str = 'full', # `full`: the paper's model, 7 GB and minutes; `small`: seconds, for a try
-    repeats: int = 3, # times that each side is measured
-    batch_size: int = 4, # photos in a step; expressions in a batch of evaluation
-    image_size: int = 384, # pixels
-    precision: str = 'fp32', # fp32, or fp16 and bf16 by autocast
-    growth: bool = False, # measure how cost grows with photos, slots, pixels and expressions instead
-) -> Path: # bench.json, or growth.csv
-    "Measure training, memory, evaluation, data and start against the yardstick"
-    if growth:
-        from sag.bench.growth import write_growth
-        return write_growth(dest, 'reduced' if size == 'small' else size, repeats)
-    from sag.bench import bench as b
-    b.bench(dest, size, repeats, batch_size, image_size, precision=precision)
-    return Path(dest)/'bench.json'
-
 # %% ../nbs/82_cli.ipynb #f1e50062
 def report(
     runs: Annotated[str, dict(nargs='+')], # folders with runs at any depth, or patterns such as 'runs/demo-*'
@@ -268,7 +250,8 @@ commands: dict[str, Any] = dict(
     sweep=Later('sag.runs.ablations', 'run_grid', 'Run a grid of experiments; given again after any interruption, it carries on'),
     report=report, export=export,
     push=Later('sag.share', 'push_to_hub', "Upload a run's model with its card; huggingface_hub's errors say what the hub refused"),
-    bench=bench, docs=docs)
+    bench=Later('sag.bench.bench', 'bench', 'Measure training, memory, evaluation and a first mask on this machine, beside a literal implementation.'),
+    docs=docs)
 positional = dict(evaluate=['model'], predict=['image', 'expression'], sweep=['grid'], report=['runs'], export=['model'], push=['run', 'repo_id'])
 short = {'-d': '--dataset', '-t': '--split'} # as the released code calls them
 
