@@ -1,4 +1,4 @@
-"What pip needs to know of the package; every fact stands in settings.ini"
+"What pip needs to know about the package; every fact is read from settings.ini"
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -11,7 +11,7 @@ cfg, lib = ini['DEFAULT'], ini['DEFAULT']['lib_name']
 extras = {k.removesuffix('_requirements'): v.split() for k, v in cfg.items() if k.endswith('_requirements')}
 
 setup(
-    name=lib,
+    name=cfg['name'],
     version=cfg['version'],
     description=cfg['description'],
     long_description=(root/'README.md').read_text(encoding='utf-8'),
@@ -25,7 +25,7 @@ setup(
     install_requires=cfg['requirements'].split(),
     extras_require=extras,
     packages=[*find_packages(include=[lib, f'{lib}.*']), f'{lib}.notebooks'],
-    package_dir={f'{lib}.notebooks': 'nbs/run'},    # the notebooks that papermill runs travel with a wheel
-    package_data={f'{lib}.notebooks': ['*.ipynb']},
+    package_dir={f'{lib}.notebooks': 'nbs/run'},    # a wheel carries the notebooks that papermill runs
+    package_data={lib: ['py.typed'], f'{lib}.notebooks': ['*.ipynb']},
     entry_points={'console_scripts': [f'{lib}={lib}.cli:main'], 'nbdev': [f'{lib}={lib}._modidx:d']},
 )

@@ -84,7 +84,7 @@ class SaGConfig(Widths):
 @dataclass(frozen=True)
 class Data(SaGConfig):
     "Where expressions and photos come from"
-    dataset: str = 'refcoco' # a name in `sag.data.sets.DATASETS`, npz or synthetic; several with commas
+    dataset: str = 'refcoco' # a name in `sag.data.sets.DATASETS`; several with commas
     split_by: str = '' # whose split, such as unc, google or umd ('': the usual one)
     root: str = 'data' # folder of the data set
     train_split: str = 'train' # photos and expressions to learn from

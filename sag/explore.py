@@ -21,11 +21,11 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from .config import extra
-from .data.refer import Expression, by_photo, read_photo
-from .evaluate import RULES
+from .data.expressions import Expression, by_photo
+from .data.photos import read_photo
 from .figures import panel, show_segmentation, target_of
 from .model.sag import SaG
-from .predict import Slots, Trace, as_model, find_masks, find_slots
+from .predict import RULES, Slots, Trace, as_model, find_masks, find_slots
 
 # %% ../nbs/71_explore.ipynb #a332482b
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from .data.refer import Expression
+from .data.expressions import Expression
 from .metrics import measure
 from .predict import trace
 

@@ -5,25 +5,96 @@
 # %% ../nbs/44_predict.ipynb #b2aa548a
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from os import PathLike
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from fastcore.meta import delegates
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
-from .data.batches import at_least_float32, image_transform, load_tokenizer, pad, tokenize
-from .data.refer import read_photo, upright
-from .evaluate import evaluation_mode, full_size, min_max, segment_scores, slot_noise, text_limit, tokenizer_of
+from .data.batches import at_least_float32, image_transform, load_tokenizer, pad, text_limit, tokenize, tokenizer_of
+from .data.photos import read_photo, upright
 from .model.sag import SaG
 from .released import load_released
 
 # %% auto #0
-__all__ = ['as_photo', 'as_sentences', 'as_model', 'Slots', 'find_slots', 'encode_sentences', 'Trace', 'find_masks', 'trace',
+__all__ = ['RULES', 'weigh', 'segment_scores', 'min_max', 'full_size', 'slot_noise', 'evaluation_mode', 'as_photo',
+           'as_sentences', 'as_model', 'Slots', 'find_slots', 'encode_sentences', 'Trace', 'find_masks', 'trace',
            'Segments', 'segment']
+
+# %% ../nbs/44_predict.ipynb #0480c74f
+RULES = ('relevance', 'avg', 'max', 'min')
+
+def weigh(
+    relevance: Tensor,          # (T,K) attention of each expression over the slots
+    rule: str = 'relevance',    # one of `RULES`
+) -> Tensor:                    # (T,K), rows sum to 1
+    "Weights of the slots under an inference rule (paper, inference and evaluation). `ValueError` for an unknown rule."
+    k = relevance.shape[1]
+    if rule == 'relevance': return relevance
+    if rule == 'avg': return torch.full_like(relevance, 1 / k)
+    if rule in ('max', 'min'): return F.one_hot(getattr(relevance, f'arg{rule}')(1), k).to(relevance.dtype)
+    raise ValueError(f'no inference rule is called {rule!r}; there are {", ".join(RULES)}')
+
+# %% ../nbs/44_predict.ipynb #d94125a2
+def segment_scores(
+    relevance: Tensor,          # (T,K) attention of each expression over the slots
+    slot_maps: Tensor,          # (K,h,w) share of each patch that each slot holds
+    rule: str = 'relevance',    # one of `RULES`
+) -> Tensor:                    # (T,h,w)
+    "Σₖ weightₖ · mapₖ on the patch grid (paper, inference and evaluation)."
+    return torch.einsum('tk,khw->thw', weigh(relevance, rule), slot_maps)
+
+# %% ../nbs/44_predict.ipynb #e38d0a4a
+def min_max(
+    score: Tensor,              # (T,H,W)
+    rounding: float = 1e-5,     # a range below this share of the largest value counts as none
+) -> Tensor:                    # (T,H,W) in [0,1]; all 0 where the score is constant
+    "Stretch each map to [0, 1]. `ValueError` where a score is not finite, which means that training diverged."
+    lo, hi = score.amin((1, 2), keepdim=True), score.amax((1, 2), keepdim=True)
+    if not torch.isfinite(lo + hi).all(): raise ValueError('a score is not finite: the model has diverged, its weights hold NaN')
+    flat = hi - lo <= rounding * torch.maximum(lo.abs(), hi.abs())
+    return (score - lo).div_(torch.where(flat, torch.inf, hi - lo))
+
+# %% ../nbs/44_predict.ipynb #6c338b62
+def full_size(
+    score: Tensor,              # (T,h,w) on the patch grid
+    size: tuple[int, int],      # (H,W) of the annotated frame
+) -> Tensor:                    # (T,H,W) in [0,1]
+    "Bilinear to `size`, then `min_max` (paper, inference and evaluation)."
+    return min_max(F.interpolate(at_least_float32(score[:, None]), size, mode='bilinear', align_corners=False)[:, 0])
+
+# %% ../nbs/44_predict.ipynb #8ecbdf9d
+def slot_noise(
+    model: Any,                 # has num_slots K and config.dim D
+    image_ids: Iterable[int],   # B numbers of photos
+    draw: int = 0,              # number of the draw
+) -> Tensor:                    # (B,K,D) standard normal
+    "The noise that draws the slots of each photo; the same for the same photo and draw, on any machine's CPU."
+    def one(i: int) -> Tensor:
+        seed = int(np.random.SeedSequence([draw, i]).generate_state(1)[0])
+        return torch.randn(model.num_slots, model.config.dim, generator=torch.Generator().manual_seed(seed))
+    return torch.stack([one(int(i)) for i in image_ids])
+
+# %% ../nbs/44_predict.ipynb #8b87d33a
+@contextmanager
+def evaluation_mode(
+    model: nn.Module,       # any module
+    device: Any = None,     # where to compute; default where the model is
+) -> Iterator[Any]:         # the device
+    "No gradients, no dropout; the mode of every part comes back as it was."
+    modes = {m: m.training for m in model.modules()}
+    if device is not None: model.to(device)
+    model.eval()
+    try:
+        with torch.no_grad(): yield device or next((p.device for p in model.parameters()), torch.device('cpu'))
+    finally:
+        for m, training in modes.items(): m.training = training
 
 # %% ../nbs/44_predict.ipynb #e673cf47
 def as_photo(

@@ -21,10 +21,11 @@ from huggingface_hub import EvalResult, HfApi, ModelCardData
 from torch import Tensor, nn
 
 from .config import Recipe, SaGConfig, extra, to_json
-from .evaluate import evaluation_mode, pretty, segment_scores, slot_noise, text_limit
+from .data.batches import text_limit
+from .evaluate import pretty
 from .files import atomic, read_json
 from .model.sag import SaG
-from .predict import as_model
+from .predict import as_model, evaluation_mode, segment_scores, slot_noise
 from .runs.compare import markdown
 
 # %% ../nbs/72_share.ipynb #caef4849

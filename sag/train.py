@@ -21,10 +21,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
-from functools import reduce
 from importlib.metadata import version
 from importlib.util import find_spec
-from operator import add
 from pathlib import Path
 from typing import Any
 
@@ -40,14 +38,13 @@ from tqdm import tqdm
 
 from .checkpoint import Terminated, checkpoints, newest, random_state, save, set_random_state, terminable
 from .config import Recipe, change, commit, to_json
-from .data.batches import Batch, Expressions, PhotoTexts, cache_photos, load_refer, load_tokenizer, loader, word_tokenizer
+from .data.batches import Batch, PhotoTexts, cache_photos, load_tokenizer, loader, text_limit, word_tokenizer
+from .data.expressions import Expressions
 from .data.features import Features, cache_features
-from .data.npz import load_npz
 from .data.phrases import same_text, to_phrases
-from .data.sets import DATASETS, leak, load, photo_key
-from .data.synthetic import write_scenes
+from .data.sets import leak, load, photo_key
 from .distribute import everyone, share_slots, turn, weight
-from .evaluate import evaluate, summary, text_limit
+from .evaluate import evaluate, summary
 from .evaluate.retrieval import retrieval
 from .files import atomic, read_json
 from .losses import contrastive_loss, reconstruction_loss
@@ -60,12 +57,7 @@ def load_data(
     split: str, # such as 'train'; 'train+val' and 'all' work too
 ) -> Expressions:
     "The expressions of a split; an unknown data set is a ValueError"
-    def one(name: str) -> Expressions:
-        if name == 'synthetic': return load_refer(write_scenes(recipe.root, **recipe.synthetic_args), 'refcoco').split(split)
-        if name == 'npz': return load_npz(recipe.root, split)
-        if name in DATASETS: return load(name, recipe.root, recipe.split_by, split)
-        raise ValueError(f"no data set is called {name!r}; there are {', '.join(DATASETS)}, npz and synthetic")
-    return reduce(add, map(one, recipe.dataset.split(',')))
+    return load(recipe.dataset, recipe.root, recipe.split_by, split, scenes=recipe.synthetic_args)
 
 # %% ../nbs/52_train.ipynb #9889fb13
 def build_model(

@@ -36,7 +36,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from . import literal
 from ..config import ALLOCATOR, SaGConfig, commit
 from ..data.batches import PhotoTexts, loader, word_tokenizer
-from ..data.refer import Expression
+from ..data.expressions import Expression
 from ..evaluate import evaluate
 from ..files import atomic
 from ..losses import contrastive_loss, reconstruction_loss

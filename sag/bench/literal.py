@@ -21,13 +21,14 @@ from PIL import Image
 from torch import Tensor
 
 from ..config import SaGConfig
-from ..data.batches import pad, tokenize
-from ..data.refer import Expression
-from ..evaluate import evaluation_mode, score_rows, slot_noise, tidy, tokenizer_of, truth
+from ..data.batches import pad, tokenize, tokenizer_of
+from ..data.expressions import Expression
+from ..evaluate import score_rows, tidy, truth
 from ..model.decoder import Decoder
 from ..model.gather import Gather
 from ..model.sag import SaG, SaGOutput
 from ..model.shatter import Interaction, Shatter, SlotAttention, sine_position
+from ..predict import evaluation_mode, slot_noise
 
 # %% ../../nbs/74_bench.literal.ipynb #244e74ea
 @contextmanager

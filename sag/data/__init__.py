@@ -10,15 +10,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 # %% ../../nbs/10_data.ipynb #1a6814a2
-_rooms = dict(load='sets', load_refer='refer', load_captions='captions', load_phrasecut='phrasecut', Expression='refer', Expressions='refer',
+_rooms = dict(load='sets', load_refer='refer', load_captions='captions', load_phrasecut='phrasecut', Expression='expressions', Expressions='expressions',
               PhotoTexts='batches', Batch='batches', loader='batches')
 _all_ = ['load', 'load_refer', 'load_captions', 'load_phrasecut', 'Expression', 'Expressions', 'PhotoTexts', 'Batch', 'loader']
 
 if TYPE_CHECKING:
     from sag.data.batches import Batch, PhotoTexts, loader
     from sag.data.captions import load_captions
+    from sag.data.expressions import Expression, Expressions
     from sag.data.phrasecut import load_phrasecut
-    from sag.data.refer import Expression, Expressions, load_refer
+    from sag.data.refer import load_refer
     from sag.data.sets import load
 
 # %% ../../nbs/10_data.ipynb #1923a079

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import partial
 from itertools import product
 from os import PathLike
@@ -19,75 +18,21 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
-from ..data.batches import PhotoTexts, at_least_float32, loader
-from ..data.refer import Expression
+from ..data.batches import PhotoTexts, at_least_float32, loader, text_limit, tokenizer_of
+from ..data.expressions import Expression
 from ..distribute import everyone, turn
 from ..files import atomic
 from ..metrics import aggregate, as_stack, bootstrap, box_mask, measure, pixel_counts, ratios
+from ..predict import RULES, evaluation_mode, full_size, min_max, segment_scores, slot_noise
 
 # %% auto #0
-__all__ = ['RULES', 'TRIVIAL', 'BLIND', 'ORACLE', 'Oracle', 'MEAN', 'COLUMNS', 'NAMES', 'weigh', 'segment_scores', 'min_max',
-           'full_size', 'slot_noise', 'by_annotation', 'text_limit', 'tokenizer_of', 'photo_texts', 'photo_batches',
+__all__ = ['TRIVIAL', 'BLIND', 'ORACLE', 'Oracle', 'MEAN', 'COLUMNS', 'NAMES', 'by_annotation', 'photo_texts', 'photo_batches',
            'Truth', 'truth', 'score_rows', 'trivial_mask', 'random_slot', 'best_slot', 'encode_draws',
-           'expressions_by_photo', 'batch_scores', 'rule_scores', 'evaluation_mode', 'check_rules', 'ask_once',
-           'evaluate', 'in_order', 'batch_rows', 'tidy', 'summary', 'summary_line', 'pretty', 'save_results']
-
-# %% ../../nbs/46_evaluate.ipynb #def500df
-RULES = ('relevance', 'avg', 'max', 'min')
-
-def weigh(
-    relevance: Tensor,          # (T,K) attention of each expression over the slots
-    rule: str = 'relevance',    # one of `RULES`
-) -> Tensor:                    # (T,K), rows sum to 1
-    "Weights of the slots under an inference rule (paper, inference and evaluation). `ValueError` for an unknown rule."
-    k = relevance.shape[1]
-    if rule == 'relevance': return relevance
-    if rule == 'avg': return torch.full_like(relevance, 1 / k)
-    if rule in ('max', 'min'): return F.one_hot(getattr(relevance, f'arg{rule}')(1), k).to(relevance.dtype)
-    raise ValueError(f'no inference rule is called {rule!r}; there are {", ".join(RULES)}')
-
-# %% ../../nbs/46_evaluate.ipynb #67708b1e
-def segment_scores(
-    relevance: Tensor,          # (T,K) attention of each expression over the slots
-    slot_maps: Tensor,          # (K,h,w) share of each patch that each slot holds
-    rule: str = 'relevance',    # one of `RULES`
-) -> Tensor:                    # (T,h,w)
-    "Σₖ weightₖ · mapₖ on the patch grid (paper, inference and evaluation)."
-    return torch.einsum('tk,khw->thw', weigh(relevance, rule), slot_maps)
-
-# %% ../../nbs/46_evaluate.ipynb #de4a4b88
-def min_max(
-    score: Tensor,              # (T,H,W)
-    rounding: float = 1e-5,     # a range below this share of the largest value counts as none
-) -> Tensor:                    # (T,H,W) in [0,1]; all 0 where the score is constant
-    "Stretch each map to [0, 1]. `ValueError` where a score is not finite, which means that training diverged."
-    lo, hi = score.amin((1, 2), keepdim=True), score.amax((1, 2), keepdim=True)
-    if not torch.isfinite(lo + hi).all(): raise ValueError('a score is not finite: the model has diverged, its weights hold NaN')
-    flat = hi - lo <= rounding * torch.maximum(lo.abs(), hi.abs())
-    return (score - lo).div_(torch.where(flat, torch.inf, hi - lo))
-
-# %% ../../nbs/46_evaluate.ipynb #6500f70c
-def full_size(
-    score: Tensor,              # (T,h,w) on the patch grid
-    size: tuple[int, int],      # (H,W) of the annotated frame
-) -> Tensor:                    # (T,H,W) in [0,1]
-    "Bilinear to `size`, then `min_max` (paper, inference and evaluation)."
-    return min_max(F.interpolate(at_least_float32(score[:, None]), size, mode='bilinear', align_corners=False)[:, 0])
-
-# %% ../../nbs/46_evaluate.ipynb #83f7299d
-def slot_noise(
-    model: Any,                 # has num_slots K and config.dim D
-    image_ids: Iterable[int],   # B numbers of photos
-    draw: int = 0,              # number of the draw
-) -> Tensor:                    # (B,K,D) standard normal
-    "The noise that draws the slots of each photo; the same for the same photo and draw, on any machine's CPU."
-    def one(i: int) -> Tensor:
-        seed = int(np.random.SeedSequence([draw, i]).generate_state(1)[0])
-        return torch.randn(model.num_slots, model.config.dim, generator=torch.Generator().manual_seed(seed))
-    return torch.stack([one(int(i)) for i in image_ids])
+           'expressions_by_photo', 'batch_scores', 'rule_scores', 'check_rules', 'ask_once', 'evaluate', 'in_order',
+           'batch_rows', 'tidy', 'summary', 'summary_line', 'pretty', 'save_results']
 
 # %% ../../nbs/46_evaluate.ipynb #b23b0039
 def by_annotation(
@@ -107,22 +52,6 @@ def by_annotation(
         kinds.setdefault(kind, []).append(e)
     if not kinds: raise ValueError('no expression to evaluate; is the split empty?')
     return list(kinds.values())
-
-# %% ../../nbs/46_evaluate.ipynb #232c905c
-def text_limit(
-    model: Any,                 # config.max_text_length and config.text_args are read
-) -> int | None:                # tokens, None where nothing says
-    "The longest expression the text encoder takes, [CLS] and [SEP] included."
-    return model.config.max_text_length or model.config.text_args.get('max_position_embeddings')
-
-def tokenizer_of(
-    model: Any,                 # maybe with a tokenizer
-    tokenizer: Any = None,      # used instead
-) -> Any:
-    "The tokenizer to use. `ValueError` where there is none."
-    found = model.tokenizer if tokenizer is None else tokenizer
-    if found is None: raise ValueError('the model has no tokenizer; set model.tokenizer, or pass tokenizer=')
-    return found
 
 # %% ../../nbs/46_evaluate.ipynb #95ab4f31
 def photo_texts(
@@ -280,21 +209,6 @@ def rule_scores(
     if rule == 'random slot': rule, relevance = 'relevance', random_slot(es, len(slot_maps), draw).to(slot_maps)
     if oracle and rule in ORACLE: rule, relevance = 'relevance', oracle(slot_maps)
     return full_size(segment_scores(relevance, slot_maps, rule), (es[0].height, es[0].width))
-
-# %% ../../nbs/46_evaluate.ipynb #9c9c2ca3
-@contextmanager
-def evaluation_mode(
-    model: nn.Module,       # any module
-    device: Any = None,     # where to compute; default where the model is
-) -> Iterator[Any]:         # the device
-    "No gradients, no dropout; the mode of every part comes back as it was."
-    modes = {m: m.training for m in model.modules()}
-    if device is not None: model.to(device)
-    model.eval()
-    try:
-        with torch.no_grad(): yield device or next((p.device for p in model.parameters()), torch.device('cpu'))
-    finally:
-        for m, training in modes.items(): m.training = training
 
 # %% ../../nbs/46_evaluate.ipynb #2fc3711a
 def check_rules(

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..data.batches import loader
-from ..data.refer import Expression
+from ..data.expressions import Expression
 from ..model.sag import SaG, SaGOutput
 from ..model.shatter import k_means
-from . import evaluate, evaluation_mode, photo_texts
+from ..predict import evaluation_mode
+from . import evaluate, photo_texts
 
 # %% ../../nbs/47_evaluate.baselines.ipynb #68e44511
 def principal_component(

@@ -17,10 +17,11 @@ from torch import Tensor
 from torchvision.ops import box_iou, masks_to_boxes
 
 from ..config import SaGConfig
-from ..data.refer import Expression
+from ..data.expressions import Expression
 from ..metrics import bootstrap
 from ..model.shatter import Grid
-from . import ask_once, encode_draws, evaluation_mode, expressions_by_photo, in_order, photo_batches
+from ..predict import evaluation_mode
+from . import ask_once, encode_draws, expressions_by_photo, in_order, photo_batches
 
 # %% auto #0
 __all__ = ['MEASURES', 'hard_assignment', 'shared_pixels', 'check_objects', 'best_overlap', 'corloc', 'fg_ari', 'object_masks',

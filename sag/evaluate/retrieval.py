@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from ..data.batches import loader
-from ..data.refer import Expression
-from . import evaluation_mode, expressions_by_photo, photo_texts, slot_noise
+from ..data.expressions import Expression
+from ..predict import evaluation_mode, slot_noise
+from . import expressions_by_photo, photo_texts
 
 # %% ../../nbs/49_evaluate.retrieval.ipynb #d7123d00
 def photo_scores(

@@ -15,14 +15,13 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ..config import Recipe, change, project_root
-from ..data.batches import Expressions, load_refer
+from ..config import project_root
+from ..data.expressions import Expression, Expressions
 from ..data.phrases import head, noun_phrases, plural
-from ..data.refer import Expression
+from ..data.sets import load
 from ..figures import overlay, panel, quoted, show_target, target_of
 from ..metrics import bootstrap, measure
 from ..predict import as_model, trace
-from ..train import load_data
 from .compare import KEY, Group, Run, keyed, per_expression, pooled
 
 # %% auto #0
@@ -36,9 +35,7 @@ def data_set(
     "The data set a run was measured on; nothing is generated or fetched"
     root = next((p for p in (Path(run.data['root']), project_root()/run.data['root']) if run.data['root'] and p.is_dir()), None)
     if root is None: return None
-    try:
-        if run.data['dataset'] == 'synthetic': return load_refer(root, 'refcoco')
-        return load_data(change(Recipe(), dataset=run.data['dataset'], root=str(root), split_by=run.data['split_by']), 'all')
+    try: return load(run.data['dataset'], root, run.data['split_by'])
     except FileNotFoundError: return None
 
 def expression_key(e: Expression) -> tuple: return e.split, e.image_id, e.sent_id, e.sentence    # as `KEY`

@@ -23,9 +23,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ..config import Recipe, project_root
-from ..evaluate import COLUMNS, NAMES, RULES, summary_line
+from ..evaluate import COLUMNS, NAMES, summary_line
 from ..files import read_json
 from ..metrics import aggregate, photo_draws, ratios
+from ..predict import RULES
 from .papermill import outcome
 
 # %% auto #0
