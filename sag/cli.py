@@ -112,9 +112,9 @@ def train(
     recipe(preset, **changes) # refuses misspelt names before anything is loaded
     params = dict(preset=preset, changes=changes, test=test, draws=draws)
     if not slurm: return runs.run('train', dest, **params)
-    from sag.runs.ablations import readable, slurm_options
+    from sag.runs.ablations import slurm_options, sweep_text
     from sag.runs.sweep import sweep
-    print(readable(sweep({Path(dest).name: params}, Path(dest).parent, slurm=slurm_options(slurm)))) # a sweep of one run
+    print(sweep_text(sweep({Path(dest).name: params}, Path(dest).parent, slurm=slurm_options(slurm)))) # a sweep of one run
     return Path(dest)/'train.ipynb'
 
 # %% ../nbs/82_cli.ipynb #a46d2402

@@ -239,11 +239,13 @@ def curve(
     df: pd.DataFrame,       # columns x and c, no gaps
     x: str,                 # the axis
     c: str,                 # the quantity
+    **style: Any,           # of the line, where several share a panel; raw values are then left out
 ) -> Axes:
     "One quantity; dots where it was measured seldom, a running mean where it was measured often."
     often = len(df) > 40
-    ax.plot(df[x], df[c], lw=.6 if often else 1.4, marker='' if often else 'o', ms=3, color='0.75' if often else 'C0')
-    if often: ax.plot(df[x], df[c].rolling(len(df) // 20, min_periods=1, center=True).mean(), lw=1.4, color='C0')
+    if often and not style: ax.plot(df[x], df[c], lw=.6, color='0.75')
+    mean = df[c].rolling(len(df) // 20, min_periods=1, center=True).mean() if often else df[c]
+    ax.plot(df[x], mean, **dict(lw=1.4, ms=3, marker='' if often else 'o', color='C0') | style)
     ax.set_title(c, fontsize=8)
     ax.set_xlabel(x, fontsize=7)
     ax.tick_params(labelsize=6)

@@ -33,7 +33,6 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 # %% ../../nbs/76_bench.bench.ipynb #60cbd07c
-from . import literal
 from ..config import ALLOCATOR, SaGConfig, commit
 from ..data.batches import PhotoTexts, loader, word_tokenizer
 from ..data.expressions import Expression
@@ -41,6 +40,7 @@ from ..evaluate import evaluate
 from ..files import atomic
 from ..losses import contrastive_loss, reconstruction_loss
 from ..model.sag import SaG
+from . import literal
 
 # %% ../../nbs/76_bench.bench.ipynb #5f2bfa0d
 SIZES: dict[str, dict[str, Any]] = dict(full={}, small=dict(
@@ -388,9 +388,10 @@ def bench(
 def _described(result: dict[str, Any]) -> str:
     "Where and how it was measured, and how far both implementations agree."
     m, s = result['machine'], result['settings']
-    return (f"{m['device']} ({', '.join(m['flags'])}), {m['threads']} threads, load {m['load']:.1f}; {s['size']} model, batch {s['batch_size']}, {s['image_size']} px; "
-            f"torch {m['packages']['torch']}, commit {m['commit'][:9]}\nequal results: losses within {result['loss_gap']:.0e}, IoU within {result['iou_gap']:.0e}, "
-            f"pixels within {result['grey_gap']:.1g} grey levels")
+    return '\n'.join([
+        f"{m['device']} ({', '.join(m['flags'])}), {m['threads']} threads, load {m['load']:.1f}; torch {m['packages']['torch']}, commit {m['commit'][:9]}",
+        f"{s['size']} model, batch {s['batch_size']}, {s['image_size']} px; equal results: losses within {result['loss_gap']:.0e}, "
+        f"IoU within {result['iou_gap']:.0e}, pixels within {result['grey_gap']:.1g} grey levels"])
 
 def _write_figure(figure: Figure, path: Path) -> None:
     "As PNG, whole or not at all; the figure is closed."

@@ -119,7 +119,8 @@ def forward_keeping(
     "Photos and expressions through METHOD.md's formulas, as they stand there."
     usual = SaGConfig()
     for name in 'entities', 'competition', 'interaction', 'fusion', 'reconstruct':
-        if (found := getattr(model.config, name)) != getattr(usual, name): raise ValueError(f'the literal implementation covers the whole method only, not {name}={found!r}')
+        found = getattr(model.config, name)
+        if found != getattr(usual, name): raise ValueError(f'the literal implementation covers the whole method only, not {name}={found!r}')
     with plain_attention(model): grid, text = model.image(pixel_values), model.text(input_ids, attention_mask)
     h, w = grid.shape[-2:]
     features = rearrange(grid, 'b c h w -> b (h w) c')
