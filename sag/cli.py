@@ -21,7 +21,8 @@ from typing import Annotated, Any
 from fastcore.docments import docments
 from fastcore.script import anno_parser
 
-from .config import Recipe, recipe
+from .config import Recipe, allowed
+from .presets import recipe
 
 # %% ../nbs/82_cli.ipynb #2b26b952
 def prepare(
@@ -40,11 +41,11 @@ def prepare(
     from sag.data.npz import released_sets
     name, by = released_sets.get(dataset, (dataset, split_by))
     if layout not in ('table', 'npz'): raise ValueError(f"layout={layout!r}; choose 'table' or 'npz'")
-    data, by = p.known(name, by)
+    data, by = p.find_set(name, by)
     if download: fetch(name, root)
-    table = p.prepare(name, root, by, images or None)
-    print(p.report(table, data.published[by]).to_string(na_rep=''), '\n')
-    if check: complain(p.check(table), Path(root)/'prepared'/f'{name}.problems.csv')
+    table = p.prepare_table(name, root, by, images or None)
+    print(p.count_splits(table, data.published[by]).to_string(na_rep=''), '\n')
+    if check: complain(p.find_problems(table), Path(root)/'prepared'/f'{name}.problems.csv')
     return repr(table) if layout == 'table' else f'written: {npz(table, dataset, root, split, embeddings)}'
 
 # %% ../nbs/82_cli.ipynb #d22ca9cd
@@ -54,7 +55,7 @@ def fetch(name: str, root: str) -> None:
     for line in download(name, root): print('by hand:', line)
 
 def complain(
-    problems: list, # what `sag.data.sets.check` found
+    problems: list, # what `sag.data.sets.find_problems` found
     path: Path, # where to list them
 ) -> None:
     "Nothing, or a ValueError with the first problems and the file that lists all"
@@ -139,7 +140,8 @@ def recipe_options(
     for f in fields(Recipe):
         names = dict.fromkeys(['--' + f.name, '--' + f.name.replace('_', '-')])
         kind: Any = f.type
-        group.add_argument(*names, dest=f.name, type=typed(kind), default=SUPPRESS, help=helps[f.name].replace('%', '%%'), metavar=kind.__name__)
+        text = helps[f.name] + (f' [{a}]' if (a := allowed(f)) else '')
+        group.add_argument(*names, dest=f.name, type=typed(kind), default=SUPPRESS, help=text.replace('%', '%%'), metavar=kind.__name__)
 
 # %% ../nbs/82_cli.ipynb #08612039
 def evaluate(

@@ -20,10 +20,10 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 from PIL import Image
 
-from .config import extra
 from .data.expressions import Expression, by_photo
 from .data.photos import read_photo
 from .figures import panel, show_segmentation, target_of
+from .files import extra
 from .model.sag import SaG
 from .predict import RULES, Slots, Trace, as_model, find_masks, find_slots
 

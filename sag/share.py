@@ -20,10 +20,10 @@ import torch
 from huggingface_hub import EvalResult, HfApi, ModelCardData
 from torch import Tensor, nn
 
-from .config import Recipe, SaGConfig, extra, to_json
+from .config import Recipe, SaGConfig, to_json
 from .data.batches import text_limit
 from .evaluate import pretty
-from .files import atomic, read_json
+from .files import atomic, extra, read_json
 from .model.sag import SaG
 from .predict import as_model, evaluation_mode, segment_scores, slot_noise
 from .runs.compare import escape_markdown, markdown

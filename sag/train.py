@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .checkpoint import Terminated, checkpoints, newest, random_state, save, set_random_state, terminable
-from .config import Recipe, change, commit, to_json
+from .config import Recipe, change, to_json
 from .data.batches import Batch, PhotoTexts, cache_photos, load_tokenizer, loader, text_limit, word_tokenizer
 from .data.expressions import Expressions
 from .data.features import Features, cache_features
@@ -50,6 +50,7 @@ from .files import atomic, read_json
 from .losses import contrastive_loss, reconstruction_loss
 from .model.encoders import Recall
 from .model.sag import SaG, load_weights, read_pretrained
+from .runs.record import commit
 
 # %% ../nbs/52_train.ipynb #dd5ab557
 def load_data(

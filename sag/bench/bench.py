@@ -32,14 +32,16 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-# %% ../../nbs/76_bench.bench.ipynb #60cbd07c
-from ..config import ALLOCATOR, SaGConfig, commit
+from ..config import SaGConfig
 from ..data.batches import PhotoTexts, loader, word_tokenizer
 from ..data.expressions import Expression
 from ..evaluate import evaluate
-from ..files import atomic
+
+# %% ../../nbs/76_bench.bench.ipynb #60cbd07c
+from ..files import ALLOCATOR, atomic
 from ..losses import contrastive_loss, reconstruction_loss
 from ..model.sag import SaG
+from ..runs.record import commit
 from . import literal
 
 # %% ../../nbs/76_bench.bench.ipynb #5f2bfa0d

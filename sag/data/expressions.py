@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['to_rle', 'decode', 'NoMask', 'has_mask', 'instance_masks', 'union_box', 'Expression', 'split_names', 'by_photo',
-           'Expressions', 'id_number', 'no_collection']
+           'Expressions', 'id_number', 'sentence_text', 'frame_side', 'no_collection']
 
 # %% ../../nbs/12_data.expressions.ipynb #b1ac0df5
 import contextlib
 import gc
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -20,58 +22,112 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from .photos import read_photo
+from .photos import MAX_PIXELS, read_photo
 
-# %% ../../nbs/12_data.expressions.ipynb #67e69281
+# %% ../../nbs/12_data.expressions.ipynb #037d9564
+def _polygon(
+    corners: Any,  # x, y, x, y, … or pairs x, y
+    height: int,  # of the annotated frame, pixels
+    width: int,
+) -> np.ndarray:  # (2·corners,)
+    "A polygon whose numbers pycocotools can take."
+    try: xy = np.asarray(corners, float).reshape(-1)
+    except (TypeError, ValueError): raise ValueError(f'a polygon is not a list of numbers: {str(corners)[:60]}') from None
+    if isinstance(next(iter(corners), 0.), str): raise ValueError(f'a polygon holds text: {str(corners)[:60]}')
+    if len(xy) % 2: raise ValueError(f'a polygon has {len(xy)} numbers, an odd count: x, y pairs wanted')
+    x, y = xy.reshape(-1, 2).T
+    if len(xy) and not ((x >= -width) & (x <= 2*width) & (y >= -height) & (y <= 2*height)).all():  # NaN too
+        raise ValueError(f'a polygon runs from ({x.min():g}, {y.min():g}) to ({x.max():g}, {y.max():g}) in a frame of {width}×{height}')
+    return xy
+
+def _runs(
+    code: bytes,  # COCO's compressed run lengths: 6 bits a character, of which one says 'more'; differences to the run before last
+) -> np.ndarray:  # run lengths
+    "Run lengths as numbers; a ValueError where the code is damaged."
+    bits = np.frombuffer(code, np.uint8).astype(np.int64) - 48
+    ends = np.flatnonzero(bits & 32 == 0)
+    starts = np.concatenate([[0], ends + 1])[:len(ends)]
+    if not len(bits): return bits
+    if bits.min() < 0 or bits.max() > 63 or bits[-1] & 32 or (ends - starts).max() > 6: raise ValueError('its compressed run lengths are damaged')
+    place = np.arange(len(bits)) - np.repeat(starts, ends - starts + 1)
+    runs = np.add.reduceat((bits & 31) << 5*place, starts) - np.where(bits[ends] & 16, 1 << 5*(place[ends] + 1), 0)
+    runs[1::2], runs[2::2] = np.cumsum(runs[1::2]), np.cumsum(runs[2::2])
+    return runs
+
+# %% ../../nbs/12_data.expressions.ipynb #b071331a
+def _run_lengths(
+    rle: dict,  # size and counts: a list of numbers, or compressed as text or bytes
+    height: int,  # of the annotated frame, pixels
+    width: int,
+) -> dict:
+    "Run lengths that cover the frame exactly."
+    if 'counts' not in rle or 'size' not in rle: raise ValueError(f"run lengths need 'size' and 'counts', found {', '.join(map(str, rle)) or 'nothing'}")
+    if list(rle['size']) != [height, width]: raise ValueError(f"run lengths for {rle['size']}, the photo is annotated at {[height, width]}")
+    counts = rle['counts']
+    try:
+        code = counts.encode('ascii') if isinstance(counts, str) else counts
+        runs = _runs(code) if isinstance(code, bytes) else np.asarray(code, float)
+    except (TypeError, UnicodeEncodeError): raise ValueError(f'run lengths are not numbers: {str(counts)[:60]}') from None
+    if code == b'': return {'size': [height, width], 'counts': b''}
+    if runs.ndim != 1 or (runs < 0).any() or (runs != np.floor(runs)).any(): raise ValueError(f'run lengths are no whole numbers from 0 up: {str(counts)[:60]}')
+    if runs.sum() != height*width: raise ValueError(f'run lengths add up to {runs.sum():g} pixels, the frame of {width}×{height} has {height*width}')
+    if isinstance(code, bytes): return {'size': [height, width], 'counts': code}
+    return coco_mask.frPyObjects({'size': [height, width], 'counts': runs.astype(int).tolist()}, height, width)
+
 def to_rle(
     segmentation: Any,  # COCO polygons (lists of x, y, x, y, …), a run-length dict with plain or compressed counts, or a list of such
     height: int,  # of the annotated frame, pixels
     width: int,
-) -> dict:  # compressed run lengths: size, counts
-    "One object's segmentation as COCO run lengths; pixels covered by any polygon count"
-    if segmentation and isinstance(segmentation, list) and isinstance(segmentation[0], dict):  # ReferItGame's: several run lengths
-        return coco_mask.merge([to_rle(s, height, width) for s in segmentation])
-    if isinstance(segmentation, dict):
-        if isinstance(segmentation['counts'], list): return coco_mask.frPyObjects(segmentation, height, width)
-        return segmentation
-    polygons = [p for p in segmentation if len(p) >= 6 and len(p) % 2 == 0]
-    return coco_mask.merge(coco_mask.frPyObjects(polygons, height, width)) if polygons else {'size': [height, width], 'counts': b''}
+) -> dict:  # compressed run lengths: size, counts (bytes; none where nothing is covered)
+    "One object's segmentation as COCO run lengths; pixels covered by any polygon count. ValueError where it is malformed."
+    if not (0 < height and 0 < width and height*width <= MAX_PIXELS): raise ValueError(f'a frame of {width}×{height}; 1 to {MAX_PIXELS:,} pixels are possible')
+    if isinstance(segmentation, dict): return _run_lengths(segmentation, height, width)
+    if not isinstance(segmentation, (list, tuple)): raise ValueError(f'polygons or run lengths wanted, found {str(segmentation)[:60]}')
+    if segmentation and isinstance(segmentation[0], dict):  # ReferItGame's: several run lengths
+        if not all(isinstance(s, dict) for s in segmentation): raise ValueError('run lengths and polygons are mixed in one object')
+        parts = [r for s in segmentation if (r := _run_lengths(s, height, width))['counts']]
+    else:
+        lists = [segmentation] if segmentation and isinstance(segmentation[0], Real) else segmentation  # one polygon, not in a list
+        polygons = [xy.tolist() for p in lists if len(xy := _polygon(p, height, width)) >= 6]
+        parts = coco_mask.frPyObjects(polygons, height, width) if polygons else []
+    return coco_mask.merge(parts) if parts else {'size': [height, width], 'counts': b''}
 
 def decode(segmentation: Any, height: int, width: int) -> np.ndarray:  # (H,W) bool
-    "One object's mask in its annotated frame"
+    "One object's mask in its annotated frame. ValueError where the segmentation is malformed."
     rle = to_rle(segmentation, height, width)
-    if not rle['counts']: return np.zeros((height, width), bool)
-    if list(rle['size']) != [height, width]: raise ValueError(f"run lengths for {rle['size']}, the photo is annotated at {[height, width]}")
-    return coco_mask.decode(rle).astype(bool)
+    return coco_mask.decode(rle).astype(bool) if rle['counts'] else np.zeros((height, width), bool)
 
-# %% ../../nbs/12_data.expressions.ipynb #933e9a7f
+# %% ../../nbs/12_data.expressions.ipynb #332d70e3
 class NoMask(ValueError):
-    "A mask was asked of a record that has none"
+    "A mask was asked of a record that has none."
 
 def has_mask(e: 'Expression') -> bool:
-    "Whether every object of the referent has polygons or run lengths"
+    "Whether every object of the referent has polygons or run lengths."
     return 0 < len(e.ann_ids) == len(e.segmentations)
 
+def _name(e: 'Expression') -> str: return f'referent {e.ref_id} (annotations {list(e.ann_ids)}) of {e.image.name}'
+
 def instance_masks(e: 'Expression') -> np.ndarray:  # (M,H,W) bool
-    "A mask per instance of the referent"
-    name = f'referent {e.ref_id} (annotations {list(e.ann_ids)}) of {e.image.name}'
+    "A mask per instance of the referent. NoMask where there is none, ValueError where it is empty or malformed."
     if e.no_target: raise NoMask(f'expression {e.sent_id} of {e.image.name} names nothing in the photo (no_target): leave it out where masks are measured')
-    if not has_mask(e) and e.boxes: raise NoMask(f'{name} has no polygons, only a box: use .box and box measures (pointing inside the box)')
-    if not has_mask(e): raise NoMask(f'{name} has no polygons and no box: it can train, it cannot be evaluated')
-    masks = np.stack([decode(s, e.height, e.width) for s in e.segmentations])
-    if not masks.any(): raise ValueError(f'{name}: its mask is empty, no pixel of {e.height}×{e.width}. Correct or remove the annotation.')
+    if e.segmentations and not has_mask(e): raise NoMask(f'{_name(e)}: no polygons for all of its objects, only for {len(e.segmentations)} of {len(e.ann_ids)}')
+    if not has_mask(e) and e.boxes: raise NoMask(f'{_name(e)} has no polygons, only a box: use .box and box measures (pointing inside the box)')
+    if not has_mask(e): raise NoMask(f'{_name(e)} has no polygons and no box: it can train, it cannot be evaluated')
+    try: masks = np.stack([decode(s, e.height, e.width) for s in e.segmentations])
+    except ValueError as error: raise ValueError(f'{_name(e)}: {error}. Correct or remove the annotation.') from None
+    if not masks.any(): raise ValueError(f'{_name(e)}: its mask is empty, no pixel of {e.height}×{e.width}. Correct or remove the annotation.')
     return masks
 
 def union_box(e: 'Expression') -> tuple[float, float, float, float]:  # x, y, width, height in pixels
-    "The box round all instances of the referent"
-    if not e.boxes: raise ValueError(f'referent {e.ref_id} (annotations {list(e.ann_ids)}) of {e.image.name} has no box')
+    "The box round all instances of the referent. ValueError where there is none."
+    if not e.boxes: raise ValueError(f'{_name(e)} has no box')
     x, y, w, h = np.array(e.boxes, float).T
     return float(x.min()), float(y.min()), float((x + w).max() - x.min()), float((y + h).max() - y.min())
 
-# %% ../../nbs/12_data.expressions.ipynb #fd778f03
+# %% ../../nbs/12_data.expressions.ipynb #3affb3c9
 @dataclass(frozen=True, slots=True)
 class Expression:
-    "A referring expression with its photo and referent: one sample"
+    "A referring expression with its photo and referent: one sample."
     sent_id: int  # the sentence's number
     sentence: str  # the expression, as the data set cleaned it
     ref_id: int  # the referent's number
@@ -92,29 +148,35 @@ class Expression:
     def mask(self) -> np.ndarray: return np.logical_or.reduce(instance_masks(self))  # (H,W) bool, all instances together
     @property
     def box(self) -> tuple[float, float, float, float]: return union_box(self)  # x, y, width, height round all instances
-    def photo(self) -> Image.Image: return read_photo(self.image, (self.width, self.height) if self.width else None)  # RGB
+    @property
+    def frame(self) -> tuple[int, int] | None: return (self.width, self.height) if self.width else None  # of the annotation
+    def photo(self) -> Image.Image: return read_photo(self.image, self.frame)  # RGB
 
 # %% ../../nbs/12_data.expressions.ipynb #c39f133b
 def split_names(
     there: dict[str, int],  # the splits that there are, and their sizes
     split: str,  # a split's name, several joined by '+', or 'all'
 ) -> list[str]:
-    "The splits meant; an unknown one is a ValueError that lists those there are"
+    "The splits meant; an unknown one is a ValueError that lists those there are."
+    shared = any(re.fullmatch('test[A-C]{2,}', s) for s in there)
+    def meant(name: str) -> list[str]:
+        if shared and re.fullmatch('test[A-C]?', name): return [s for s in there if s.startswith('test') and (name == 'test' or name[-1] in s[4:])]
+        return [name]*(name in there)
     names = list(there) if split == 'all' else split.split('+')
-    unknown = [n for n in names if n not in there]
+    unknown = [n for n in names if not meant(n)]
     if unknown: raise ValueError(f"no split {', '.join(map(repr, unknown))} here; there are {', '.join(there) or 'none'}, 'all' of them, "
                                  "or several joined by '+'")
-    return names
+    return list(there) if split == 'all' else list(dict.fromkeys(s for n in names for s in meant(n)))
 
 def by_photo(items: Iterable[Expression]) -> dict[Path, list[Expression]]:  # in the order of first appearance
-    "The expressions of each photo"
+    "The expressions of each photo."
     photos: dict[Path, list[Expression]] = {}
     for e in items: photos.setdefault(e.image, []).append(e)
     return photos
 
 # %% ../../nbs/12_data.expressions.ipynb #fcb956da
 class Expressions(Sequence[Expression]):
-    "Expressions in a row; slices, splits and sums are Expressions again"
+    "Expressions in a row; slices, splits and sums are Expressions again."
     def __init__(self, items: Iterable[Expression] = ()): self.items = list(items)
     def __len__(self) -> int: return len(self.items)
     def __getitem__(self, i: Any) -> Any: return Expressions(self.items[i]) if isinstance(i, slice) else self.items[i]
@@ -137,16 +199,36 @@ class Expressions(Sequence[Expression]):
 
 # %% ../../nbs/12_data.expressions.ipynb #889bc39b
 def id_number(
-    name: int | str,  # a published id
+    name: Any,  # a published id: a whole number, also as text or as 7.0, or a name
+) -> int:  # of 64 bits
+    "An id as a whole number: itself, or the first 52 bits of its name's BLAKE2b-64. ValueError for anything else."
+    if isinstance(name, str) and name and not name.isdecimal(): return int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), 'big') >> 12
+    try: number = int(name)
+    except (TypeError, ValueError, OverflowError): raise ValueError(f'{name!r} is no id') from None
+    if isinstance(name, (bool, np.bool_, bytes)) or (not isinstance(name, str) and number != name) or not -2**63 <= number < 2**63:
+        raise ValueError(f'{str(name)[:60]!r} is no id')
+    return number
+
+def sentence_text(
+    text: Any,  # a sentence as published
+) -> str:
+    "The sentence; ValueError where it is no text, or holds half a character (a lone surrogate)."
+    if not isinstance(text, str): raise ValueError(f'a sentence is {text!r}, not text')
+    try: text.encode()
+    except UnicodeEncodeError: raise ValueError(f'the sentence {text!a} holds half a character (a lone surrogate)') from None
+    return text
+
+def frame_side(
+    pixels: Any,  # height or width of an annotated frame
 ) -> int:
-    "An id as a whole number: itself, or the first 52 bits of its name's BLAKE2b-64 (ReferItGame and PhraseCut have names)"
-    if isinstance(name, int) or name.isdecimal(): return int(name)
-    return int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), 'big') >> 12
+    "The side of a frame as a whole number. ValueError where it cannot be one."
+    if isinstance(pixels, (int, float)) and not isinstance(pixels, bool) and 0 < pixels <= MAX_PIXELS and pixels == int(pixels): return int(pixels)
+    raise ValueError(f'height and width are numbers of pixels, found {pixels!r}')
 
 # %% ../../nbs/12_data.expressions.ipynb #2241d167
 @contextlib.contextmanager
 def no_collection() -> Iterator[None]:
-    "Keep the garbage collector from running while many objects are made"
+    "Keep the garbage collector from running while many objects are made."
     was = gc.isenabled()
     gc.disable()
     try: yield

@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 from ..data.batches import loader
 from ..data.expressions import Expression
+from ..model.clusters import k_means
 from ..model.sag import SaG, SaGOutput
-from ..model.shatter import k_means
 from ..predict import evaluation_mode
 from . import evaluate, photo_texts
 

@@ -19,9 +19,9 @@ from torchvision.ops import box_iou, masks_to_boxes
 from ..config import SaGConfig
 from ..data.expressions import Expression
 from ..metrics import bootstrap
-from ..model.shatter import Grid
-from ..predict import evaluation_mode
-from . import ask_once, encode_draws, expressions_by_photo, in_order, photo_batches
+from ..model.clusters import Grid
+from ..predict import encode_draws, evaluation_mode
+from . import expressions_by_photo, in_order, photo_batches
 
 # %% auto #0
 __all__ = ['MEASURES', 'hard_assignment', 'shared_pixels', 'check_objects', 'best_overlap', 'corloc', 'fg_ari', 'object_masks',
@@ -132,7 +132,7 @@ def discover(
     found: dict[tuple[int, int], list[dict[str, Any]]] = {}     # (kind of annotation, number of the batch) → rows
     with evaluation_mode(model) as where:
         for kind, batches in enumerate(photo_batches(model, expressions, batch_size, features)):
-            for i, batch in enumerate(batches): found[kind, i] = batch_cuts(model, batch.to(where), ask_once(draws))
+            for i, batch in enumerate(batches): found[kind, i] = batch_cuts(model, batch.to(where), [*dict.fromkeys(draws)])
     return pd.DataFrame(in_order(found))
 
 # %% ../../nbs/48_evaluate.discovery.ipynb #b7511ee5
@@ -145,7 +145,7 @@ def batch_cuts(
     groups = expressions_by_photo(batch)
     sizes = [(es[0].height, es[0].width) for es in groups]
     rows = [r for es, size in zip(groups, sizes, strict=True) for r in cut_rows(es, blind_cuts(size, model.num_slots), draws[0])]
-    for draw, out in encode_draws(model, batch, [es[0].image_id for es in groups], draws):
+    for draw, out in encode_draws(model, batch.pixel_values, [es[0].image_id for es in groups], draws, batch.features):
         for es, size, maps in zip(groups, sizes, out.slot_maps.cpu(), strict=True):
             rows += cut_rows(es, {'slots': hard_assignment(maps, size)}, draw)
     return rows

@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from ..config import Recipe, change, presets, recipe
+from ..config import Recipe, change
+from ..presets import presets, recipe
 from .papermill import RunError
 from .record import Run
 from .sweep import sweep

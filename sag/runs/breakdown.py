@@ -15,11 +15,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ..config import project_root
 from ..data.expressions import Expression, Expressions
 from ..data.phrases import head, noun_phrases, plural
 from ..data.sets import load
 from ..figures import overlay, panel, quoted, show_target, target_of
+from ..files import project_root
 from ..metrics import bootstrap, measure
 from ..predict import as_model, trace
 from .compare import KEY, Entry, Group, keyed, per_expression, pooled

@@ -21,10 +21,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ..config import Recipe, project_root
+from ..config import Recipe
 from ..evaluate import NAMES, summary_line
 from ..figures import curve
-from ..files import read_json
+from ..files import project_root, read_json
 from ..metrics import aggregate, photo_draws, ratios
 from ..predict import RULES
 from .papermill import outcome

@@ -32,8 +32,7 @@ from traitlets.config import Config
 # %% ../../nbs/62_runs.papermill.ipynb #df019dc1
 import sag
 
-from ..config import ALLOCATOR, project_root
-from ..files import atomic, read_json
+from ..files import ALLOCATOR, atomic, project_root, read_json
 
 # %% ../../nbs/62_runs.papermill.ipynb #78026480
 def find_notebook(

@@ -23,11 +23,11 @@ import torch
 
 import sag
 
-from ..config import Recipe, change, project_root
+from ..config import Recipe, change
 from ..data.sets import photo_key
 from ..distribute import turn
 from ..evaluate import COLUMNS, summary
-from ..files import atomic, read_json
+from ..files import atomic, project_root, read_json
 from ..model.sag import SaG
 
 # %% ../../nbs/51_runs.record.ipynb #05b3a797

@@ -25,7 +25,7 @@ import nbformat
 import pandas as pd
 from filelock import FileLock, Timeout
 
-from ..config import extra
+from ..files import extra
 from .papermill import RunError, check_parameters, find_notebook, outcome, parameters, run
 
 # %% ../../nbs/63_runs.sweep.ipynb #84e51f43

@@ -1,0 +1,45 @@
+"""What a recipe may hold: the order of its fields, their ranges, and the presets with published numbers."""
+import math
+from dataclasses import fields
+
+import pytest
+
+from sag.config import Recipe, SaGConfig, change, from_json, to_json
+from sag.presets import presets
+
+FIELDS = """
+    image_encoder image_weights image_args image_size image_mean image_std image_block image_stride image_also position_resize image_norm_eps
+    image_standardize drop_path freeze_image text_encoder text_weights text_args text_pooling max_text_length freeze_text dim context_dim groups
+    slots_per_group iterations sigma_scale slot_heads slot_head_dim interact_heads interact_head_dim fusion_heads fusion_head_dim ff_mult
+    dropout decoder_positions entities cluster_position slot_init competition interaction fusion cosine_scale reconstruct dataset split_by root
+    train_split val_split captions synthetic_args group texts_per_photo cache_features feature_dir cache_photos workers batch_size epochs steps
+    lr image_lr text_lr weight_decay clip warmup warmup_kind temperature fixed_target ignore_same_text reconstruction_weight precision
+    checkpointing compile accumulate start seed selection evaluate_every val_photos save_every skip_nonfinite track
+""".split()
+
+
+def test_order_of_the_fields():  # of config.json, of a run's record and of `sag train --help`
+    assert [f.name for f in fields(Recipe)] == FIELDS
+    assert [f.name for f in fields(SaGConfig)] == FIELDS[:FIELDS.index('reconstruct') + 1]
+
+
+@pytest.mark.parametrize('field, value, allowed', [
+    ('batch_size', 0, '1 or more'), ('groups', 0, '1 or more'), ('iterations', 0, '1 or more'), ('lr', -1., '0 or more'), ('steps', -1, '0 or more'),
+   
+    ('lr', math.nan, '0 or more'), ('lr', math.inf, '0 or more'), ('dropout', 1.5, '0 to 1'),
+    ('seed', -1, '0 to 4294967295'), ('temperature', 0., '1e-06 or more'),
+    ('selection', 'best', 'last or best_val_miou'), ('captions', None, 'captions or phrases or both'),
+    ('fusion', 'no', 'True or False'), ('fusion', 1, 'True or False')])
+def test_a_value_out_of_range_names_field_and_range(field, value, allowed):
+    with pytest.raises(ValueError) as e: change(Recipe(), **{field: value})
+    assert str(e.value) == f'{field}={value!r}; choose {allowed}'
+
+
+@pytest.mark.parametrize('field, value', [
+    ('steps', 2.5), ('steps', True), ('lr', '1e-3'), ('root', None), ('image_args', []), ('image_mean', .5), ('image_mean', ('a',))])
+def test_a_value_of_another_type_is_an_error(field, value):
+    with pytest.raises(TypeError, match=f'{field}=.*wanted'): change(Recipe(), **{field: value})
+
+
+def test_presets_survive_json():
+    for name, preset in presets.items(): assert from_json(to_json(preset), Recipe) == preset, name
