@@ -9,7 +9,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
-from sag.runs.sweep import Point, _is_free, sweep
+from sag.runs.sweep import Point, sweep
 
 BODY = """import time
 from pathlib import Path
@@ -43,7 +43,7 @@ def until(true, seconds=90):
         assert time.monotonic() < end, 'waited in vain'
         time.sleep(.02)
 
-def free(toy, name='a'): return _is_free(Point(str(toy), str(toy.parent/'sweep'/name), {}))
+def free(toy, name='a'): return Point(str(toy), str(toy.parent/'sweep'/name), {}).free
 
 
 def test_killed_sweep_takes_its_runs_along_and_carries_on(toy):
