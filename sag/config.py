@@ -62,7 +62,7 @@ class Encoders:
     text_encoder: str = 'bert-base-uncased'  # transformers name or a local folder, tokenizer included
     text_weights: str = 'pretrained'  # `pretrained` (by name or folder) or `random`
     text_args: dict = field(default_factory=dict)  # for `random`: fields of the transformers config
-    text_pooling: str = _one_of('cls', 'mean')  # the sentence is the output at [CLS], or `mean` over words
+    text_pooling: str = _one_of('cls', 'mean', 'last')  # the sentence is the output at [CLS], the `mean` over words, or the `last` word (CLIP)
     max_text_length: int = _number(0)  # tokens with [CLS] and [SEP] (0: as many as the encoder takes)
     freeze_text: bool = False  # keep the text encoder as it is
 

@@ -56,11 +56,16 @@ def word_tokenizer(
     return PreTrainedTokenizerFast(tokenizer_object=t, pad_token='[PAD]', unk_token='[UNK]', cls_token='[CLS]', sep_token='[SEP]')
 
 # %% ../../nbs/25_data.batches.ipynb #232c905c
+_offset = 'roberta', 'xlm-roberta', 'camembert', 'mpnet'  # their positions are counted from after the padding id
+
 def text_limit(
     model: Any,  # config.max_text_length and config.text_args are read
 ) -> int | None:  # tokens, None where nothing says
     "The longest expression the text encoder takes, [CLS] and [SEP] included."
-    return model.config.max_text_length or model.config.text_args.get('max_position_embeddings')
+    args, wanted = model.config.text_args, model.config.max_text_length
+    limit = args.get('max_position_embeddings')
+    if limit and args.get('model_type') in _offset: limit -= 1 + args.get('pad_token_id', 1)
+    return min(wanted, limit) if wanted and limit else wanted or limit
 
 def tokenizer_of(
     model: Any,  # maybe with a tokenizer

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..config import SaGConfig, change, model_config
-from ..files import atomic, read_json
+from ..files import atomic, looks_like, read_json
 from .clusters import Clusters, Grid
 from .decoder import Decoder
 from .encoders import ImageEncoder, TextEncoder
@@ -72,7 +72,7 @@ def read_config(
     missing = [f.name for f in fields(SaGConfig) if f.name not in values]
     if missing: raise ValueError(f"{path} is no complete SaG configuration: {', '.join(missing)} missing; copy the file again, or save the model anew")
     try: return change(SaGConfig(), **values) # type: ignore[arg-type, return-value]
-    except TypeError as e: raise ValueError(f'{path} is no SaG configuration: {e}') from None
+    except (TypeError, ValueError) as e: raise ValueError(f'{path} is no SaG configuration: {e}') from None
 
 # %% ../../nbs/36_model.sag.ipynb #193e1d29
 def _tokenizer(folder: Path) -> Any:
@@ -94,7 +94,7 @@ def read_pretrained(
     config = read_config(path/'config.json')
     weights = path/'model.safetensors'
     try: state = load_file(weights)
-    except Exception as e: raise ValueError(f'{weights} cannot be read, perhaps cut off while copied: {e}') from None
+    except Exception as e: raise ValueError(f'{weights} is no weights file but {looks_like(weights)} ({e})') from None
     return config, state, _tokenizer(path)
 
 # %% ../../nbs/36_model.sag.ipynb #8bcf2edc
@@ -110,7 +110,9 @@ class Pretrained(nn.Module):
         path = Path(path)
         path.mkdir(parents=True, exist_ok=True)
         if self.tokenizer is not None: self.tokenizer.save_pretrained(path)
-        with atomic(path/'model.safetensors') as temp: save_file({k: v.contiguous() for k, v in self.state_dict().items()}, temp)
+        state = {k: v.contiguous() for k, v in self.state_dict().items()}
+        alone = {v.data_ptr(): k for k, v in reversed(state.items())} # tied weights, as T5 has them, are written twice
+        with atomic(path/'model.safetensors') as temp: save_file({k: v if alone[v.data_ptr()] == k else v.clone() for k, v in state.items()}, temp)
         with atomic(path/'config.json') as temp: temp.write_text(json.dumps(dict(version=VERSION) | asdict(self.config), indent=2), encoding='utf-8')
         return path
 
