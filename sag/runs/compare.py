@@ -101,10 +101,12 @@ def _read(run: Run, name: str) -> Entry:
     if training: recipe = asdict(Recipe()) | training.record.get('recipe', {}) if training.trained else read_json(training.path/'config.json')
     here = asked if asked.get('dataset') else {} if 'model' in facts and not asked else recipe  # its own data, unless it names others
     data = {k: (here | facts).get(k, '') for k in ('dataset', 'split_by', 'split', 'root')} | dict(tag=asked.get('tag', ''))
-    recipe |= dict(rule=next((r for r in facts.get('rules', {}) if r in RULES), ''), threshold=facts.get('threshold', .5))
+    wrong = [f'{k}={v!r}' for k, v in data.items() if not isinstance(v, str)]
+    if wrong: raise ValueError(f'{run.path} does not say what was measured: {", ".join(wrong)}')
+    recipe |= dict(rule=next((r for r in facts.get('rules', {}) if r in RULES), ''), threshold=float(facts.get('threshold', .5)))
     found = Entry(run, name, run.status, training, recipe, data)
     if facts: len(found.rows)  # a damaged table shows now
-    if len(found.history): found.history['step']
+    if len(found.history): found.history[['step']].astype(int)
     return found
 
 def read_run(
@@ -113,7 +115,7 @@ def read_run(
 ) -> Entry:
     "What a folder says about itself; if a file is damaged, the entry's status names it."
     try: return _read(Run(path), name)
-    except (ValueError, OSError, LookupError, TypeError, AttributeError) as e:
+    except (ValueError, OSError, LookupError, TypeError, AttributeError, ArithmeticError) as e:
         why = str(e) if str(path) in str(e) else f'{path} cannot be read ({type(e).__name__}: {e})'
         return Entry(Run(path), name, f'damaged: {why}'.splitlines()[0])
 
@@ -157,8 +159,9 @@ def group_runs(
     "Runs that differ only in their seed, together; ValueError if such runs were measured on different expressions."
     groups: dict[tuple[str, str], dict[Path, Entry]] = {}
     for r in runs:
+        if r.status != 'finished': continue
         data = ' '.join(filter(None, (r.data[k] for k in ('dataset', 'split_by', 'split', 'tag'))))
-        if r.status == 'finished': groups.setdefault((data, _kind(r)), {}).setdefault(r.origin, r)
+        groups.setdefault((data, _kind(r)), {}).setdefault(r.origin, r)
     order = list(dict.fromkeys(data for data, _ in groups))
     found = [Group(_common_name([r.name for r in g.values()]), data, list(g.values())) for (data, _), g in groups.items()]
     found = [g._replace(rule=g.runs[0].recipe['rule']) for g in found]
