@@ -117,6 +117,7 @@ class Data:
     train_split: str = 'train'  # photos and expressions to learn from
     val_split: str = 'val'  # split watched while training ('' for none); its masks serve measuring alone
     captions: str = _one_of('captions', 'phrases', 'both')  # in training, captions as they are, their noun `phrases`, or `both`
+    long_text: str = _one_of('error', 'cut', 'skip')  # expressions longer than the text encoder takes: an error, cut after a word, or left out
     synthetic_args: dict = field(default_factory=dict)  # for the generated data: arguments of `write_scenes`
     group: str = _one_of('expression', 'photo')  # a batch counts expressions (as released) or photos with several texts each
     texts_per_photo: int = _number(4, 1)  # for group `photo`: expressions drawn from each photo

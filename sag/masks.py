@@ -43,7 +43,7 @@ def _faded(
     fade: float = .7,       # how far a faded pixel moves towards light grey, 0 to 1
 ) -> np.ndarray:            # (H,W,3) in [0,255]
     "The photo in its own colours where there is light; elsewhere pale and nearly grey."
-    rgb = np.asarray(photo.convert('RGB'), float)
+    rgb = np.asarray(photo.convert('RGB'), np.float32)
     pale = (1 - fade) * (.7 * rgb.mean(2, keepdims=True) + .3 * rgb) + fade * 228
     return pale + light[..., None] * (rgb - pale)
 
@@ -57,7 +57,7 @@ def overlay(
     "The photo with its mask in full colour and outlined, the rest faded. `ValueError` if mask and photo differ in size."
     mask = np.asarray(mask, bool)
     if mask.shape != photo.size[::-1]: raise ValueError(f'the mask is {mask.shape} and the photo {photo.size[::-1]} (height, width)')
-    out = _faded(photo, np.asarray(mask if light is None else light, float))
+    out = _faded(photo, np.asarray(mask if light is None else light, np.float32))
     out[_outline(mask, max(1, round(min(mask.shape) / 160)))] = colour      # 1 pixel for small photos, 3 for 640×480
     return Image.fromarray(out.round().astype(np.uint8))
 
@@ -113,10 +113,13 @@ class Segments:
 def side_by_side(
     pictures: Sequence[Image.Image],    # of one size
     titles: Sequence[str],              # below each
-    height: int = 240,                  # of each, pixels
+    height: int = 240,                  # of each, pixels; the width is twice that at most
 ) -> Image.Image:
     "Pictures in a row, each with its title."
-    small = [p.resize((max(1, round(p.width * height / p.height)), height)) for p in pictures]
+    def fit(p: Image.Image) -> Image.Image:
+        scale = min(height / p.height, 2 * height / p.width)
+        return p.resize((max(1, round(p.width * scale)), max(1, round(p.height * scale))))
+    small = [fit(p) for p in pictures]
     out = Image.new('RGB', (sum(p.width for p in small) + 4 * (len(small) - 1), height + 16), 'white')
     x = 0
     for p, title in zip(small, titles, strict=True):
