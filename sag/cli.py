@@ -13,6 +13,7 @@ import re
 import sys
 from argparse import SUPPRESS, ArgumentParser
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import dataclass, fields
 from importlib import import_module
 from pathlib import Path
@@ -22,6 +23,7 @@ from fastcore.docments import docments
 from fastcore.script import anno_parser
 
 from .config import Recipe, allowed
+from .files import Lenient
 from .presets import recipe
 
 # %% ../nbs/82_cli.ipynb #2b26b952
@@ -101,17 +103,25 @@ def write_embeddings(
 def train(
     preset: str = 'unc', # starting point: demo, smoke, unc, unc+, gref, refcocog_umd, phrasecut, referit, lite0, vits14, lite0-slots or vits14-slots
     dest: str = 'runs/train', # the run's folder
-    test: str = 'testA+testB', # splits measured at the end ('' for none)
+    test: str = 'auto', # splits measured at the end, such as testA+testB (auto: those called test…, or val; '': none)
     draws: int = 3, # slot draws in that measurement
-    resume: str = '', # the folder of a run that was interrupted: go on where it was, with its own parameters
+    losses: str = '', # import path of your own losses, package.module:name
+    step: str = '', # of your own training step
+    train: str = '', # of a function of the recipe that returns your own training expressions
+    val: str = '', # of one that returns those to watch
+    resume: str = '', # the folder of an interrupted run: continue it, with its own parameters but for those given
+    notebook: str = '', # the notebook to resume, if the run was made by one of your own
     slurm: str = '', # queue the run on a cluster with these options of submitit, as JSON: '{"slurm_partition": "gpu", "gpus_per_node": 1}'
     **changes: Any, # fields of the recipe
 ) -> Path: # the executed notebook
-    "Train a model: nbs/run/train.ipynb with these parameters"
+    "Train a model: nbs/run/train.ipynb with these parameters."
     from sag import runs
-    if resume: return runs.resume(resume, **(dict(changes=changes) if changes else {}))
-    recipe(preset, **changes) # refuses misspelt names before anything is loaded
-    params = dict(preset=preset, changes=changes, test=test, draws=draws)
+    asked = dict(changes=changes, test=test, draws=draws, losses=losses, step=step, train=train, val=val)
+    usual = dict(changes={}, test='auto', draws=3)
+    given: dict[str, Any] = {k: v for k, v in asked.items() if v != usual.get(k, '')}
+    if resume: return runs.resume(resume, notebook, **given)
+    recipe(preset, **changes) # misspelt names and impossible values are errors before anything is loaded
+    params = dict(preset=preset) | asked
     if not slurm: return runs.run('train', dest, **params)
     from sag.runs.ablations import slurm_options, sweep_text
     from sag.runs.sweep import sweep
@@ -284,7 +294,8 @@ def main(
         print('usage: sag COMMAND [options]; sag COMMAND --help says more\n\n' + '\n'.join(f'  {k:10}{f.__doc__}' for k, f in commands.items()))
         return 0 if name in ('--help', '-h') else 2
     args = {k: v for k, v in vars(parser_of(name).parse_args([short.get(w, w) for w in words[1:]])).items() if k not in ('pdb', 'xtra')}
-    try: print(function(name)(**args))
+    try:
+        with redirect_stdout(Lenient(sys.stdout)): print(function(name)(**args))
     except KeyboardInterrupt: return 130
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, ImportError) as e:
         print(f'sag {name}: {e.args[0] if isinstance(e, KeyError) and e.args else e}', file=sys.stderr)

@@ -170,22 +170,28 @@ def _in_words(
         settings='\n'.join(changed).replace('`', r'\u0060'))
 
 # %% ../nbs/72_share.ipynb #f133f1c3
+def _card(run: Run, name: str, license: str) -> str:
+    record, found = run.record, measurements(run)
+    results = [o for title, facts in found.items() for o in _eval_results(title, facts)]
+    head = ModelCardData(
+        library_name='sag', license=license or None, datasets=sorted(set(record['recipe']['dataset'].split(','))), pipeline_tag='image-segmentation',
+        tags=['referring-image-segmentation', 'weakly-supervised', 'slot-attention'], model_name=name, eval_results=results or None)
+    photos = f', {len(run.train_photos):,} photos' if run.train_photos else ''
+    measures = '\n'.join(_measured(title, facts) for title, facts in found.items()) or 'Nothing was measured.\n'
+    told = dict(head=head.to_yaml(), title=escape_markdown(name), code=repr(name).replace('`', r'\x60'), photos=photos, measures=measures)
+    return (CARD + REST).format(**_in_words(record) | told)
+
 def model_card(
     run: str | PathLike,  # a finished run's folder
     repo_id: str = '',  # where it is going to be, for the example; default the run's folder
     license: str = '',  # of the weights, as the hub abbreviates it, such as apache-2.0; the data's terms count too
 ) -> str:  # Markdown with YAML front matter
-    "A model card written from a run's record; FileNotFoundError or ValueError if the folder holds no finished training."
+    "A model card written from a run's record; FileNotFoundError or ValueError if the folder holds no finished training, or is damaged."
     trained = _finished(run)
-    record, name, found = trained.record, repo_id or str(_public(str(run))), measurements(trained)
-    results = [o for title, facts in found.items() for o in _eval_results(title, facts)]
-    head = ModelCardData(
-        library_name='sag', license=license or None, datasets=sorted(set(record['recipe']['dataset'].split(','))), pipeline_tag='image-segmentation',
-        tags=['referring-image-segmentation', 'weakly-supervised', 'slot-attention'], model_name=name, eval_results=results or None)
-    photos = f', {len(trained.train_photos):,} photos' if trained.train_photos else ''
-    measures = '\n'.join(_measured(title, facts) for title, facts in found.items()) or 'Nothing was measured.\n'
-    told = dict(head=head.to_yaml(), title=escape_markdown(name), code=repr(name).replace('`', r'\x60'), photos=photos, measures=measures)
-    return (CARD + REST).format(**_in_words(record) | told)
+    try: return _card(trained, repo_id or str(_public(str(run))), license)
+    except (ValueError, LookupError, TypeError, AttributeError) as e:
+        if str(run) in str(e): raise
+        raise ValueError(f'{run}: run.json or a metrics.json is damaged ({type(e).__name__}: {" ".join(str(e).split())})') from None
 
 # %% ../nbs/72_share.ipynb #90292222
 def _write(path: Path, text: str) -> None:

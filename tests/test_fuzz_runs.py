@@ -79,8 +79,9 @@ def runs(tmp_path_factory):
     for name, weight in ('good', 1.), ('bad', 0.):
         dest, recipe = top/name, change(presets['smoke'], reconstruction_weight=weight)
         iou = rng.random((2, len(TRICKS)))
+        measured = ('whole image', 0), ('relevance', 0), ('relevance', 1)
         rows = [dict(rule=r, draw=d, sent_id=i, image_id=i//2, split='val', sentence=f'dog {i}', iou=iou[d][i], intersection=int(100*iou[d][i]),
-                     union=100, precision=.5, recall=.5, pointing=i % 2) for r in ('whole image', 'relevance') for d in (0, 1) for i in range(len(TRICKS))]
+                     union=100, precision=.5, recall=.5, pointing=i % 2) for r, d in measured for i in range(len(TRICKS))]
         write_results(Run(dest), pd.DataFrame(rows), dataset='refcoco', split='val', draws=2, model=str(dest))
         facts = dict(seed=0, selection='last', commit='a'*40, packages={}, python='3', parameters=1, steps=4)
         Run(dest).write('run.json', json.dumps(dict(recipe=asdict(recipe)) | facts))

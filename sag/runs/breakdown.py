@@ -22,7 +22,7 @@ from ..figures import overlay, panel, quoted, show_target, target_of
 from ..files import project_root
 from ..metrics import bootstrap, measure
 from ..predict import as_model, trace
-from .compare import KEY, Entry, Group, keyed, per_expression, pooled
+from .compare import KEY, PLAIN, Entry, Group, keyed, per_expression, pooled
 
 # %% auto #0
 __all__ = ['PLACES', 'COLOURS', 'data_of', 'distractors', 'kinds_of', 'breakdown', 'show_breakdown', 'breakdown_panel',
@@ -126,6 +126,7 @@ def breakdown(
     return pd.DataFrame(cells, index=pd.MultiIndex.from_tuples(kinds, names=['by', 'kind']))
 
 # %% ../../nbs/66_runs.breakdown.ipynb #37f6fc99
+@plt.rc_context(PLAIN)
 def show_breakdown(
     tables: dict[str, pd.DataFrame],  # group → its `breakdown`
     measure: str = 'mIoU',  # a column of the tables
@@ -137,7 +138,7 @@ def show_breakdown(
     heights = [sizes[i:i + columns].max()*.11 + .55 for i in range(0, len(sizes), columns)]
     size = 6, sum(heights) + .2
     fig, axs = plt.subplots(len(heights), columns, figsize=size, dpi=80, squeeze=False, layout='constrained', height_ratios=heights)
-    for ax, way in zip(axs.flat, sizes.index, strict=False): breakdown_panel(ax, {k: t.loc[way] for k, t in tables.items()}, measure, way)
+    for ax, way in zip(axs.flat, sizes.index, strict=False): breakdown_panel(ax, {k: t.loc[way] for k, t in tables.items() if way in t.index.get_level_values('by')}, measure, way)
     for ax in axs.flat[len(sizes):]: ax.set_axis_off()
     fig.legend(*axs[0][0].get_legend_handles_labels(), loc='outside lower center', ncols=4, fontsize=6, frameon=False)
     return fig
@@ -180,6 +181,7 @@ def extremes(
     return pd.concat([t.drop_duplicates('image_id').head(shown).assign(which=k) for k, t in ranked.items()], ignore_index=True)
 
 # %% ../../nbs/66_runs.breakdown.ipynb #8615bcd0
+@plt.rc_context(PLAIN)
 def show_expressions(
     chosen: Sequence[Expression],  # a column each
     models: dict[str, Any],  # name → model: a row each, below the truth

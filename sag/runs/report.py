@@ -255,8 +255,8 @@ def _breakdown(q: Question) -> Section:
     known = data_of(q.groups[0].runs[0])
     tables = {g.name: breakdown(g, q.measure, known, q.n) for g in q.groups}
     def cell(v: float, lo: float, hi: float) -> str: return f'{v:.1f}' + ('' if np.isnan(lo) else f' [{lo:.1f}, {hi:.1f}]')
-    text = {k: [cell(*x) for x in t[[q.measure, 'lo', 'hi']].to_numpy()] for k, t in tables.items()}
-    shown = tables[q.groups[0].name][['expressions', 'photos']].assign(**text).reset_index()
+    text = {k: pd.Series([cell(*x) for x in t[[q.measure, 'lo', 'hi']].to_numpy()], t.index) for k, t in tables.items()}
+    shown = tables[q.groups[0].name][['expressions', 'photos']].assign(**text).fillna('').reset_index()
     shown['by'] = shown.by.mask(shown.by.duplicated(), '')
     note = f'{q.groups[0].data}: {q.measure} in % [95 % bootstrap interval over photos, where there are five].'
     if known is None: note += ' The data set is not at hand, so distractors are not counted.'
@@ -321,6 +321,7 @@ def _measure_for(table: pd.DataFrame, asked: str = '') -> str:
     return asked or there[0]
 
 # %% ../../nbs/67_runs.report.ipynb #61fdb8a0
+@plt.rc_context({'text.parse_math': False})  # a $ in a name is a dollar
 def report(
     runs: str | Sequence[str],  # folders with runs at any depth, or patterns such as 'runs/demo-*'
     dest: str = 'runs/report',  # folder of report.html, report.md, and each table and figure on its own
