@@ -119,12 +119,12 @@ def test_report_goes_on(runs, tmp_path):
     "The report of a folder with damaged runs has a line for each of them."
     top = shutil.copytree(runs, tmp_path/'runs')
     for name in FILES:
-        shutil.copytree(runs/'bad', top/name)
-        (top/name/name).write_bytes((top/name/name).read_bytes()[:-30])
+        copy = shutil.copytree(runs/'bad', top/name.split('.')[0])/name
+        copy.write_bytes(copy.read_bytes()[:-30])
     sections = report(str(top), tmp_path/'report', draws=50)
     shown = sections[0].shown.set_index('group').seeds
-    assert {'good', 'bad'} <= {n.split(' ')[0] for n in shown.index} | {shown.index[0]}
-    for name in ('run.json', 'metrics.json', 'expressions.csv', 'evaluate.ipynb'): assert str(shown[name]).startswith('damaged: '), shown
+    for name in ('run', 'metrics', 'expressions', 'evaluate'): assert str(shown[name]).startswith('damaged: '), shown
+    assert 'good' in shown.index
     assert 'damaged' in (tmp_path/'report'/'report.md').read_text()
 
 @pytest.mark.parametrize('seed', range(4))

@@ -138,7 +138,8 @@ def show_breakdown(
     heights = [sizes[i:i + columns].max()*.11 + .55 for i in range(0, len(sizes), columns)]
     size = 6, sum(heights) + .2
     fig, axs = plt.subplots(len(heights), columns, figsize=size, dpi=80, squeeze=False, layout='constrained', height_ratios=heights)
-    for ax, way in zip(axs.flat, sizes.index, strict=False): breakdown_panel(ax, {k: t.loc[way] for k, t in tables.items() if way in t.index.get_level_values('by')}, measure, way)
+    for ax, way in zip(axs.flat, sizes.index, strict=False):
+        breakdown_panel(ax, {k: t.loc[way] for k, t in tables.items() if way in t.index.get_level_values('by')}, measure, way)
     for ax in axs.flat[len(sizes):]: ax.set_axis_off()
     fig.legend(*axs[0][0].get_legend_handles_labels(), loc='outside lower center', ncols=4, fontsize=6, frameon=False)
     return fig
