@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -29,7 +30,7 @@ from .predict import trace
 # %% auto #0
 __all__ = ['BARS', 'panel', 'quoted', 'show_target', 'target_of', 'show_expression', 'slot_colours', 'slot_image',
            'relevance_bars', 'panel_aspect', 'show_segmentation', 'segmentation_axes', 'show_predictions', 'curves',
-           'curve']
+           'plain_text', 'curve']
 
 # %% ../nbs/70_figures.ipynb #d26c93db
 def panel(
@@ -196,6 +197,11 @@ def curves(
     return fig
 
 # %% ../nbs/70_figures.ipynb #cd8c59a6
+@contextmanager
+def plain_text() -> Iterator[None]:
+    "Within, a $ in a figure is a dollar, not the start of a formula: names and sentences are other people's."
+    with plt.rc_context({'text.parse_math': False}): yield
+
 def curve(
     ax: Axes,               # where to draw
     df: pd.DataFrame,       # columns x and c, no gaps

@@ -14,7 +14,7 @@ from torch import Tensor
 
 # %% auto #0
 __all__ = ['PREC', 'MEANS', 'as_stack', 'count_pixels', 'pixel_counts', 'check_pair', 'measure', 'ratios', 'aggregate',
-           'SegmentationMetrics', 'box_mask', 'pointing_in_box', 'photo_draws', 'bootstrap']
+           'SegmentationMetrics', 'box_mask', 'pointing_in_box', 'generalised', 'photo_draws', 'bootstrap']
 
 # %% ../nbs/42_metrics.ipynb #10bfefae
 def as_stack(
@@ -55,7 +55,7 @@ def check_pair(
         raise ValueError(f'expression {ids[0]}: the prediction is {tuple(score.shape)} and the target {tuple(target.shape)} (a leading 1 '
                          'is added to a single map); bring the score to the size of the annotation, and update once for each expression')
     empty = [i for i, n in zip(ids, count_pixels(target), strict=True) if not n]
-    if empty: raise ValueError(f'the ground truth of expression {empty[0]} has no pixel; mend or drop this sample, it cannot be measured')
+    if empty: raise ValueError(f'the ground truth of expression {empty[0]} has no pixel; correct or drop this sample, it cannot be measured')
     if score.dtype == torch.bool: return
     lo, hi = float(score.min()), float(score.max())
     if not (lo >= 0 and hi <= 1):
@@ -156,6 +156,20 @@ def pointing_in_box(
     s = as_stack(score)
     n = pixel_counts(s, as_stack(box_mask(box, *s.shape[-2:])).to(s.device))
     return float(n['peak_inside'][0] / n['peak'][0])
+
+# %% ../nbs/42_metrics.ipynb #5f5a976c
+def generalised(
+    rows: Mapping[str, Any],    # columns (T,): no_target, empty (the prediction is), intersection and union in pixels
+) -> dict[str, float]:          # fractions in [0,1]: giou, ciou, n_acc, t_acc, pr@.7, pr@.8, pr@.9; those that are defined
+    "gRefCOCO's measures (Liu et al., GRES, CVPR 2023). `ValueError` if there is no expression."
+    nothing, empty = (np.asarray(rows[k], bool) for k in ('no_target', 'empty'))
+    inter, union = (np.asarray(rows[k], float) for k in ('intersection', 'union'))
+    if not len(nothing): raise ValueError('no expression was measured; is the split empty?')
+    iou = np.where(nothing, empty, inter / np.maximum(union, 1))
+    out = dict(giou=iou.mean(), ciou=inter.sum() / union.sum() if union.any() else np.nan)
+    if nothing.any(): out['n_acc'] = empty[nothing].mean()
+    if not nothing.all(): out |= dict(t_acc=(~empty)[~nothing].mean()) | {f'pr@.{k}': (iou[~nothing] >= k / 10).mean() for k in (7, 8, 9)}
+    return {k: float(v) for k, v in out.items() if not np.isnan(v)}
 
 # %% ../nbs/42_metrics.ipynb #f6cd3faa
 def photo_draws(

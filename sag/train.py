@@ -458,7 +458,7 @@ def prepare(
         model, features = build_model(recipe, [e.sentence for e in texts]).to(machine.device), None
         (texts, a), (watched, b), (_, c) = (keep_to_limit(es, model, recipe.long_text) for es in (texts, watched, later or Expressions()))
         long = {k: n for k, n in dict(train=a, val=b, test=c).items() if n}
-        if recipe.cache_features: features = cache_features(model.image, model.config, (texts + watched).photo_files(), recipe.feature_dir)
+        if recipe.cache_features: features = cache_features(model.image, model.config, texts + watched, recipe.feature_dir)
         data = batches(recipe, model, texts, features)
         if recipe.cache_features and recipe.freeze_text: model.text.pooled = Recall(model.text, data.dataset.ids)  # type: ignore[method-assign]
     total = recipe.steps or round(recipe.epochs*len(data)/recipe.accumulate)

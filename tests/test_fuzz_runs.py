@@ -82,7 +82,7 @@ def runs(tmp_path_factory):
         measured = ('whole image', 0), ('relevance', 0), ('relevance', 1)
         rows = [dict(rule=r, draw=d, sent_id=i, image_id=i//2, split='val', sentence=f'dog {i}', iou=iou[d][i], intersection=int(100*iou[d][i]),
                      union=100, precision=.5, recall=.5, pointing=i % 2) for r, d in measured for i in range(len(TRICKS))]
-        write_results(Run(dest), pd.DataFrame(rows), dataset='refcoco', split='val', draws=2, model=str(dest))
+        write_results(Run(dest), pd.DataFrame(rows), dataset='refcoco', split='val', draws=2)
         facts = dict(seed=0, selection='last', commit='a'*40, packages={}, python='3', parameters=1, steps=4)
         Run(dest).write('run.json', json.dumps(dict(recipe=asdict(recipe)) | facts))
         pd.DataFrame(dict(step=range(1, 5), contrastive=1., loss=2.)).to_csv(dest/'history.csv', index=False)
@@ -172,7 +172,6 @@ def test_nothing_acts(runs, tmp_path):
         dest = shutil.copytree(runs/'good', top/(re.sub(r'[/\n\0]', '-', trick).strip('.') or 'empty'))
         rows = pd.read_csv(dest/'expressions.csv')
         rows.assign(sentence=[TRICKS[k % len(TRICKS)] for k in rows.sent_id]).to_csv(dest/'expressions.csv', index=False)
-        Run(dest).write('metrics.json', json.dumps(Run(dest).metrics | dict(model=str(dest))))
         Run(dest).write('run.json', json.dumps(Run(dest).record | dict(recipe=Run(dest).record['recipe'] | dict(steps=i + 1))))
     report(str(top), tmp_path/'report', draws=20, shown=2)
     page = (tmp_path/'report'/'report.html').read_text()

@@ -8,7 +8,7 @@ __all__ = ['fingerprint', 'Features', 'cache_features']
 # %% ../../nbs/26_data.features.ipynb #1bb19ddc
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -18,49 +18,61 @@ from torch import nn
 from tqdm import tqdm
 
 from ..config import SaGConfig
-from ..files import atomic
 from .batches import Stored, image_transform
-from .photos import read_photo
+from .caches import new_rows
+from .expressions import Expression
+from .photos import has_orientation, read_photo
 
 # %% ../../nbs/26_data.features.ipynb #f086edef
+def _frames(
+    photos: Iterable[Expression | Path],
+) -> dict[Path, tuple[int, int] | None]:  # photo → (width, height) of its annotation
+    "Each photo once. ValueError where a bare file has an EXIF orientation: only an annotation tells which way is up."
+    frames: dict[Path, tuple[int, int] | None] = {}
+    for p in photos:
+        if isinstance(p, Expression): frames.setdefault(p.image, p.frame)
+        elif frames.setdefault(Path(p), None) is None and has_orientation(p):
+            raise ValueError(f'{p} has an EXIF orientation: pass expressions instead of files, their annotations tell which way is up')
+    return frames
+
 def fingerprint(
-    encoder: nn.Module, # its weights count
-    config: SaGConfig, # its image settings count
-    photos: Sequence[Path], # in the order of the cache
-) -> str: # 16 hexadecimal digits
-    "A digest of all that cached features depend on"
+    encoder: nn.Module,  # its weights count
+    config: SaGConfig,  # its image settings count
+    photos: Iterable[Expression | Path],  # in the order of the cache
+) -> str:  # 16 hexadecimal digits
+    "A digest of all that cached features depend on."
     h = hashlib.sha256()
     settings = {k: v for k, v in vars(config).items() if k.startswith('image_')} | dict(position_resize=config.position_resize)
     h.update(json.dumps(settings, sort_keys=True, default=str).encode())
     for name, value in encoder.state_dict().items(): h.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
-    for p in photos: h.update(f'{p.name} {p.stat().st_size} {p.stat().st_mtime_ns}'.encode())
+    for p, frame in _frames(photos).items(): h.update(f'{p.name} {p.stat().st_size} {p.stat().st_mtime_ns} {frame}'.encode())
     return h.hexdigest()[:16]
 
 # %% ../../nbs/26_data.features.ipynb #402f0532
 class Features(Stored):
-    "Cached features by photo: `features[path]` is (N, C), float16"
+    "Cached features by photo: `features[path]` is (N, C), float16."
 
 # %% ../../nbs/26_data.features.ipynb #d0b9fbe9
 @torch.no_grad()
 def cache_features(
-    encoder: nn.Module, # pixels (B, 3, H, W) to features (B, C, h, w)
-    config: SaGConfig, # image_size, image_mean, image_std
-    photos: Sequence[Path], # files, each once
-    folder: str | Path = 'data/features', # where caches lie
-    batch_size: int = 16, # photos at a time
+    encoder: nn.Module,  # pixels (B, 3, H, W) to features (B, C, h, w)
+    config: SaGConfig,  # image_size, image_mean, image_std
+    photos: Iterable[Expression | Path],  # expressions, whose photos are meant, or files
+    folder: str | Path = 'data/features',  # where caches lie
+    batch_size: int = 16,  # photos at a time
 ) -> Features:
-    "Compute the features of all photos, or find them computed; an interrupted run leaves nothing under the final name"
-    path = Path(folder)/f'{fingerprint(encoder, config, photos)}.npy'
-    if path.exists(): return Features(path, photos)
+    "Compute the features of all photos, or find them computed. OSError at once where the disk is too small, ValueError where a photo is broken."
+    frames = _frames(photos := list(photos))
+    files, path = list(frames), Path(folder)/f'{fingerprint(encoder, config, photos)}.npy'
+    if not files: raise ValueError('no photo whose features could be cached')
+    if (found := Features.open(path, files)) is not None: return found
     device, transform = next(encoder.parameters()).device, image_transform(config.image_size, config.image_mean, config.image_std)
     encoder.eval()
-    with atomic(path) as temp:
-        array: np.memmap | None = None
-        for i in tqdm(range(0, len(photos), batch_size), desc='features', mininterval=5):
-            pixels = torch.stack([transform(read_photo(p)) for p in photos[i:i + batch_size]])
-            x = rearrange(encoder(pixels.to(device)), 'b c h w -> b (h w) c').half().cpu().numpy()
-            if array is None: array = np.lib.format.open_memmap(temp, 'w+', np.float16, (len(photos), *x.shape[1:]))
-            if not np.isfinite(x).all(): raise ValueError(f'features of {photos[i].name} or a neighbour overflow float16; this backbone cannot be cached')
-            array[i:i + len(x)] = x
-        if array is not None: array.flush()
-    return Features(path, photos)
+    def features(some: list[Path]) -> np.ndarray:  # (B, N, C)
+        pixels = torch.stack([transform(read_photo(p, frames[p])) for p in some])
+        x = rearrange(encoder(pixels.to(device)), 'b c h w -> b (h w) c').half().cpu().numpy()
+        if not np.isfinite(x).all(): raise ValueError(f'features of {some[0].name} or a neighbour overflow float16; this backbone cannot be cached')
+        return x
+    with new_rows(path, (len(files), *features(files[:1]).shape[1:]), np.float16) as array:
+        for i in tqdm(range(0, len(files), batch_size), desc='features', mininterval=5): array[i:i + batch_size] = features(files[i:i + batch_size])
+    return Features(path, files)

@@ -153,7 +153,7 @@ class SaG(Pretrained):
         "Slots and their maps, of photos or cached features."
         x = self.patches(pixel_values, features) # (B, h, w, C)
         h, w = x.shape[1:3]
-        context = self.project(x) + sine_position(h, w, self.config.context_dim, x.device).unflatten(0, (h, w)) # (B, h, w, D_in)
+        context = self.project(x) + sine_position(h, w, self.config.context_dim, x.device).unflatten(0, (h, w)).to(self.project.weight) # (B, h, w, D_in)
         slots, maps = self.shatter(context, noise, x) # (B, K, D), (B, K, h, w)
         return SaGOutput(slots, maps, x.flatten(1, 2))
 

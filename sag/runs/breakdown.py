@@ -18,11 +18,12 @@ from matplotlib.figure import Figure
 from ..data.expressions import Expression, Expressions
 from ..data.phrases import head, noun_phrases, plural
 from ..data.sets import load
-from ..figures import overlay, panel, quoted, show_target, target_of
+from ..figures import panel, plain_text, quoted, show_target, target_of
 from ..files import project_root
+from ..masks import overlay
 from ..metrics import bootstrap, measure
 from ..predict import as_model, trace
-from .compare import KEY, PLAIN, Entry, Group, keyed, per_expression, pooled
+from .compare import KEY, Entry, Group, keyed, per_expression, pooled
 
 # %% auto #0
 __all__ = ['PLACES', 'COLOURS', 'data_of', 'distractors', 'kinds_of', 'breakdown', 'show_breakdown', 'breakdown_panel',
@@ -126,7 +127,7 @@ def breakdown(
     return pd.DataFrame(cells, index=pd.MultiIndex.from_tuples(kinds, names=['by', 'kind']))
 
 # %% ../../nbs/66_runs.breakdown.ipynb #37f6fc99
-@plt.rc_context(PLAIN)
+@plain_text()
 def show_breakdown(
     tables: dict[str, pd.DataFrame],  # group → its `breakdown`
     measure: str = 'mIoU',  # a column of the tables
@@ -182,7 +183,7 @@ def extremes(
     return pd.concat([t.drop_duplicates('image_id').head(shown).assign(which=k) for k, t in ranked.items()], ignore_index=True)
 
 # %% ../../nbs/66_runs.breakdown.ipynb #8615bcd0
-@plt.rc_context(PLAIN)
+@plain_text()
 def show_expressions(
     chosen: Sequence[Expression],  # a column each
     models: dict[str, Any],  # name → model: a row each, below the truth

@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 
 from ..config import Recipe
 from ..evaluate import NAMES, summary_line
-from ..figures import curve
+from ..figures import curve, plain_text
 from ..files import project_root, read_json
 from ..metrics import aggregate, photo_draws, ratios
 from ..predict import RULES
@@ -31,10 +31,10 @@ from .papermill import outcome
 from .record import Run
 
 # %% auto #0
-__all__ = ['MARKS', 'SAME', 'MEASURED', 'KEY', 'CURVES', 'PLAIN', 'find_runs', 'Entry', 'read_run', 'read_runs', 'Group',
-           'group_runs', 'keyed', 'same_expressions', 'trainings', 'differences', 'middle', 'pooled', 'tabulate',
-           'pretty_results', 'escape_markdown', 'markdown', 'paired_test', 'per_expression', 'compare', 'holm',
-           'comparisons', 'run_curves']
+__all__ = ['MARKS', 'SAME', 'MEASURED', 'KEY', 'CURVES', 'find_runs', 'Entry', 'read_run', 'read_runs', 'Group', 'group_runs',
+           'keyed', 'same_expressions', 'trainings', 'differences', 'middle', 'pooled', 'tabulate', 'pretty_results',
+           'escape_markdown', 'markdown', 'paired_test', 'per_expression', 'compare', 'holm', 'comparisons',
+           'run_curves']
 
 # %% ../../nbs/65_runs.compare.ipynb #9e8f6c5c
 MARKS = 'metrics.json', 'run.json', '*.running.ipynb', '*.failed.ipynb'
@@ -353,9 +353,7 @@ def comparisons(
 # %% ../../nbs/65_runs.compare.ipynb #70b24327
 CURVES = 'contrastive', 'reconstruction', 'val R@1', 'val mIoU', 'val pointing'
 
-PLAIN = {'text.parse_math': False}  # in figures with other people's words, a $ is a dollar
-
-@plt.rc_context(PLAIN)
+@plain_text()
 def run_curves(
     groups: Sequence[Group],  # trainings
 ) -> Figure | None:  # None if no run has a history

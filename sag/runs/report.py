@@ -28,6 +28,7 @@ from matplotlib.figure import Figure
 
 from ..data.sets import DATASETS
 from ..evaluate import NAMES
+from ..figures import plain_text
 from ..files import atomic
 from .breakdown import breakdown, data_of, extremes, pictures, show_breakdown
 from .compare import Group, compare, comparisons, differences, escape_markdown, group_runs, markdown, middle, pretty_results, read_runs, run_curves, tabulate
@@ -321,7 +322,7 @@ def _measure_for(table: pd.DataFrame, asked: str = '') -> str:
     return asked or there[0]
 
 # %% ../../nbs/67_runs.report.ipynb #61fdb8a0
-@plt.rc_context({'text.parse_math': False})  # a $ in a name is a dollar
+@plain_text()
 def report(
     runs: str | Sequence[str],  # folders with runs at any depth, or patterns such as 'runs/demo-*'
     dest: str = 'runs/report',  # folder of report.html, report.md, and each table and figure on its own
