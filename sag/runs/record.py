@@ -61,6 +61,7 @@ def _read_expressions(
     if odd: raise ValueError(f'{file}: column {odd[0]!r} holds something that is not a number; evaluate again')
     masks, there = {*COLUMNS[6:12]}, {*COLUMNS[6:]} & {*rows}
     if not there or masks & there and masks - there: raise ValueError(f'{file} has only the measures {", ".join(sorted(there)) or "(none)"}; evaluate again')
+    if rows[sorted(there)].isna().all(axis=1).any(): raise ValueError(f'{file} is not whole: a row has no numbers; evaluate again')
     counts = rows.groupby(['rule', 'draw']).size().unique().tolist()
     if counts != [expected]: raise ValueError(f'{file} is not whole: {expected} expressions of each rule and draw wanted, found {counts}; evaluate again')
     return rows
