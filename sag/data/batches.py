@@ -22,7 +22,6 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import v2
 from tqdm import tqdm
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from .caches import Rows, new_rows
 from .expressions import Expression, Expressions, sentence_text
@@ -35,7 +34,8 @@ def load_tokenizer(
     name_or_path: str | os.PathLike,  # a name on the hub, such as 'bert-base-uncased', or a folder
 ) -> Any:  # a transformers tokenizer
     "A tokenizer by name or from a folder."
-    try: return AutoTokenizer.from_pretrained(str(name_or_path))
+    from transformers import AutoTokenizer  # seconds, and not every model needs it
+    try: return AutoTokenizer.from_pretrained(str(name_or_path), trust_remote_code=False)
     except (OSError, ValueError) as e:
         name = repr(str(name_or_path))
         raise ValueError(f'no tokenizer {name}: neither a folder with tokenizer files nor a name on the hub (or no network): {e}') from e
@@ -43,9 +43,10 @@ def load_tokenizer(
 # %% ../../nbs/25_data.batches.ipynb #4e9664ee
 def word_tokenizer(
     sentences: Sequence[str],  # training sentences: their words are the vocabulary
-) -> PreTrainedTokenizerFast:  # [PAD] is 0; a sentence becomes [CLS] words… [SEP]
+) -> Any:  # a transformers tokenizer: [PAD] is 0; a sentence becomes [CLS] words… [SEP]
     "A tokenizer of whole words, lower-cased; words that it has not seen become [UNK]."
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
     words = sorted({w for s in sentences for w in s.lower().split()})
     special = ['[PAD]', '[UNK]', '[CLS]', '[SEP]']
     vocabulary = {w: i for i, w in enumerate(dict.fromkeys([*special, *words]))}
