@@ -217,9 +217,9 @@ def train(
     if dry_run: return f'{preset} would train on {r.dataset} in {r.root} ({r.train_split}), watch {r.val_split or "nothing"}, and write to {dest}'
     from sag.runs.papermill import run
     if not slurm: return _trained(run('train', dest, preset=preset, **asked))
-    from sag.runs.ablations import readable, slurm_options
+    from sag.runs.ablations import slurm_options, sweep_text
     from sag.runs.sweep import sweep
-    print(readable(sweep({Path(dest).name: dict(preset=preset) | asked}, Path(dest).parent, slurm=slurm_options(slurm))))  # a sweep of one run
+    print(sweep_text(sweep({Path(dest).name: dict(preset=preset) | asked}, Path(dest).parent, slurm=slurm_options(slurm))))  # a sweep of one run
     return Path(dest)/'train.ipynb'
 
 # %% ../nbs/82_cli.ipynb #b4629f8d
@@ -321,9 +321,23 @@ def demo(
     if done.exists():
         print(f'{done} is here already; this is its result. Remove {dest} to train again.')
         _trained(done)
-    else: train('demo', dest, seed=seed)
+    else:
+        _first_masks(Path(dest)/'photos.png')
+        train('demo', dest, seed=seed)
     print(f'scenes with their masks: {Path(dest)/"segmentation.png"}')
     return done
+
+def _first_masks(
+    path: Path,  # the figure
+) -> None:
+    "Segment the package's photos with its model."
+    from sag.masks import side_by_side
+    from sag.packaged import samples
+    from sag.predict import segment
+    photos = samples()
+    pictures = [p for o in photos for p in segment(o.path, o.expressions).overlays()]
+    with atomic(path) as temp: side_by_side(pictures, [s for o in photos for s in o.expressions]).save(temp, format='PNG')
+    print(f'{path}: {len(photos)} photos segmented by the model in the package ({"; ".join(o.credit for o in photos)}). Now the training:')
 
 def docs(
     dest: str = '_docs',  # where the site goes
@@ -367,7 +381,7 @@ commands: dict[str, Any] = dict(
     sweep=Later('sag.runs.ablations', 'run_grid', 'Run a grid of experiments; given again after any interruption, it carries on'),
     report=report, export=export,
     push=Later('sag.share', 'push_to_hub', "Upload a run's model with its card; huggingface_hub's errors say what the hub refused"),
-    bench=Later('sag.bench.bench', 'bench', 'Measure training step, memory, evaluation, data and start against the yardstick'),
+    bench=Later('sag.bench.bench', 'bench', 'Measure training, memory, evaluation and a first mask on this machine, beside a literal implementation.'),
     docs=docs)
 _positional = dict(evaluate=['model'], predict=['paths'], sweep=['grid'], report=['runs'], export=['model'], push=['run', 'repo_id'])
 _short = {'-d': '--dataset', '-t': '--split', '-e': '--expression'}  # the first two as in the released code
