@@ -10,6 +10,7 @@ __all__ = ['load_tokenizer', 'word_tokenizer', 'text_limit', 'tokenizer_of', 'to
 # %% ../../nbs/25_data.batches.ipynb #557cdf88
 import hashlib
 import os
+import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
@@ -18,11 +19,10 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
-from torchvision.transforms import v2
 from tqdm import tqdm
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from .caches import Rows, new_rows
 from .expressions import Expression, Expressions, sentence_text
@@ -35,7 +35,8 @@ def load_tokenizer(
     name_or_path: str | os.PathLike,  # a name on the hub, such as 'bert-base-uncased', or a folder
 ) -> Any:  # a transformers tokenizer
     "A tokenizer by name or from a folder."
-    try: return AutoTokenizer.from_pretrained(str(name_or_path))
+    from transformers import AutoTokenizer
+    try: return AutoTokenizer.from_pretrained(str(name_or_path), trust_remote_code=False)
     except (OSError, ValueError) as e:
         name = repr(str(name_or_path))
         raise ValueError(f'no tokenizer {name}: neither a folder with tokenizer files nor a name on the hub (or no network): {e}') from e
@@ -43,7 +44,7 @@ def load_tokenizer(
 # %% ../../nbs/25_data.batches.ipynb #4e9664ee
 def word_tokenizer(
     sentences: Sequence[str],  # training sentences: their words are the vocabulary
-) -> PreTrainedTokenizerFast:  # [PAD] is 0; a sentence becomes [CLS] words… [SEP]
+) -> Any:  # [PAD] is 0; a sentence becomes [CLS] words… [SEP]
     "A tokenizer of whole words, lower-cased; words that it has not seen become [UNK]."
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     words = sorted({w for s in sentences for w in s.lower().split()})
@@ -52,6 +53,7 @@ def word_tokenizer(
     t = Tokenizer(models.WordLevel(vocabulary, unk_token='[UNK]'))
     t.normalizer, t.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.WhitespaceSplit()
     t.post_processor = processors.TemplateProcessing(single='[CLS] $A [SEP]', special_tokens=[('[CLS]', 2), ('[SEP]', 3)])
+    from transformers import PreTrainedTokenizerFast
     return PreTrainedTokenizerFast(tokenizer_object=t, pad_token='[PAD]', unk_token='[UNK]', cls_token='[CLS]', sep_token='[SEP]')
 
 # %% ../../nbs/25_data.batches.ipynb #25a282b8
@@ -113,7 +115,11 @@ def squash(
     image_size: int,  # side of the square, pixels
 ) -> torch.Tensor:  # (3,H,W) uint8
     "A photo as a square of pixels."
-    return v2.functional.resize(v2.functional.pil_to_tensor(photo), [image_size, image_size], antialias=True)
+    x = torch.from_numpy(np.array(photo))[None].permute(0, 3, 1, 2)  # (1,3,H,W), channels last
+    if x.shape[2:] == (image_size, image_size): return x[0]
+    fast = torch.backends.cpu.get_cpu_capability() in ('AVX2', 'AVX512') or platform.machine() in ('aarch64', 'arm64')
+    y = F.interpolate(x if fast else x.float(), (image_size, image_size), mode='bilinear', antialias=True)
+    return y[0] if fast else y[0].round_().clamp_(0, 255).byte()
 
 def normalise(
     pixels: torch.Tensor,  # (…,3,H,W) uint8
