@@ -525,11 +525,11 @@ def main(
         try:
             if name in ('--help', '-h'): print(overview())
             elif name == '--version': print(f'sag {import_module("sag").__version__}')
-            elif name not in commands: return fail(f'no command {name!r}{nearest(name, [*commands])}; `sag --help` lists them', 2, '')
+            elif name not in commands: return fail(f'no command {name!r}{nearest(name, [*commands])} (`sag --help` lists them)', 2, '')
             else: _call(name, words[1:], quiet, out)
         except SystemExit as e: return e.code if isinstance(e.code, int) else 1
         except KeyboardInterrupt: return 130
-        except Usage as e: return fail(f'{e}; `sag {name} --help` lists the options', 2)
+        except Usage as e: return fail(f'{e} (`sag {name} --help` lists the options)', 2)
         except Exception as e:
             if expected(e): return fail(one_line(e), 1)
             return fail(f'unexpected {type(e).__name__}: {one_line(e)}. Please report it, with the log file {log_file(e, words)}', 70)

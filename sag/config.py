@@ -97,6 +97,8 @@ class SaGConfig(Widths, Encoders):
     interaction: bool = True  # slots of a group talk (ablation: False)
     fusion: bool = True  # expressions collect slots by the fusion module (ablation: False, by plain similarity)
     cosine_scale: float = _number(0.)  # without fusion: relevance is a softmax of cosines times this (0: of products / √D)
+    cuts: tuple = ()  # clusters: cut the photo several times, into so many clusters each; all of them are slots ((): once, into K)
+    place: float = _number(0.)  # inference: relevance × exp(this · words of place), see `sag.place` (0: the paper's method)
     reconstruct: bool = True  # a decoder gives the features back (False: there is none, and no reconstruction loss)
 
     def __post_init__(self):
@@ -104,8 +106,8 @@ class SaGConfig(Widths, Encoders):
 
     @property
     def num_slots(self) -> int:
-        "K = K_g · K_s."
-        return self.groups * self.slots_per_group
+        "K = K_g · K_s, or the sum of `cuts`."
+        return sum(self.cuts) or self.groups * self.slots_per_group
 
 # %% ../nbs/00_config.ipynb #da18d235
 @dataclass(frozen=True)
@@ -131,14 +133,16 @@ class Data:
 class Optimisation:
     "How the model learns (paper, implementation details)."
     batch_size: int = _number(32, 1)  # expressions (or photos) a step
+    last_batch: str = _one_of('keep', 'drop')  # what is left over at the end of an epoch: a smaller batch (as released), or none; several processes drop it
     epochs: float = _number(50.)  # passes over the training expressions; `steps` wins when set
     steps: int = _number(0)  # optimisation steps (0: from `epochs`)
     lr: float = _number(1e-5)  # learning rate of AdamW
     image_lr: float = _number(1e-6)  # of the image backbone
     text_lr: float = _number(1e-5)  # of the text encoder
     weight_decay: float = _number(1e-4)  # of AdamW
-    clip: float = _number(.1)  # largest gradient norm
+    clip: float = _number(.1)  # largest gradient norm (0: not clipped)
     warmup: int = _number(5000)  # iterations of warm-up, after which the cosine begins
+    cosine_shift: int = _number(1)  # the cosine's first step comes this many iterations early (1: as released, right after the warm-up)
     warmup_kind: str = _one_of('loss', 'lr')  # what grows: the `loss` (as released) or the `lr`
     temperature: float = _number(1., 1e-6)  # of the contrastive loss
     fixed_target: bool = True  # as the target of the contrastive loss a text takes no gradient (paper); False: it does

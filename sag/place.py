@@ -120,7 +120,7 @@ def side_weights(
 ) -> Tensor:                # (K,) logarithms
     "The way that the words point times the slot's centre; *middle* pulls to the centre, *big* and *tall* to large slots."
     centre, size = centres(slot_maps), slot_maps.sum((1, 2))
-    way = torch.tensor([DIRECTIONS.get(w, (0., 0.)) for w in words]).to(centre).sum(0)
+    way = torch.tensor([DIRECTIONS.get(w, (0., 0.)) for w in words]).view(-1, 2).to(centre).sum(0)
     out = centre @ way
     if 'middle' in words: out = out - centre.square().sum(1)
     if {'big', 'tall'} & {*words}: out = out + size/size.max().clamp(min=1e-6)

@@ -27,12 +27,14 @@ from .data.batches import at_least_float32, image_transform, load_tokenizer, pad
 from .data.photos import read_photo, upright
 from .masks import Segments
 from .model.sag import SaG
+from .place import placed
 from .released import load_released
 
 # %% auto #0
 __all__ = ['RULES', 'PRECISIONS', 'SUFFIXES', 'weigh', 'segment_scores', 'min_max', 'full_size', 'slot_noise', 'encode_draws',
            'evaluation_mode', 'as_photo', 'photo_files', 'as_sentences', 'unknown_words', 'check_words', 'as_model',
-           'Slots', 'find_slots', 'encode_sentences', 'Trace', 'find_masks', 'trace', 'segment_many', 'segment']
+           'Slots', 'find_slots', 'encode_sentences', 'relevance_of', 'Trace', 'find_masks', 'trace', 'segment_many',
+           'segment']
 
 # %% ../nbs/44_predict.ipynb #0480c74f
 RULES = ('relevance', 'avg', 'max', 'min')
@@ -255,6 +257,22 @@ def encode_sentences(
     ids, mask = pad(tokenize(sentences, tok, text_limit(model)), tok.pad_token_id or 0)
     return model.encode_text(ids.to(device), mask.to(device))
 
+# %% ../nbs/44_predict.ipynb #4684e035
+def relevance_of(
+    model: Any,                 # relevance and config; encode_text and a tokenizer for relations
+    sentences: Sequence[str],   # T expressions
+    text: Tensor,               # (T,D) of the same
+    slots: Tensor,              # (1,K,D) of one photo
+    slot_maps: Tensor,          # (K,h,w)
+    tokenizer: Any = None,      # default: the model's own
+) -> Tensor:                    # (T,K), rows sum to 1
+    "Relevance of the slots, words of place counted with the strength `model.config.place`."
+    tok, strength = tokenizer or model.tokenizer, getattr(model.config, 'place', 0.)
+    def find(things: list[str]) -> Tensor:
+        ids, mask = pad(tokenize(things, tok), tok.pad_token_id or 0)
+        return at_least_float32(model.relevance(slots, model.encode_text(ids.to(slots.device), mask.to(slots.device)))[0])
+    return placed(at_least_float32(model.relevance(slots, text)[0]), sentences, slot_maps, strength, find if tok else None)
+
 # %% ../nbs/44_predict.ipynb #90fc9837
 class Trace(NamedTuple):
     "A photo's way through the model; tensors on the CPU."
@@ -275,7 +293,7 @@ def find_masks(
     "Gather the slots that each expression refers to (paper, modality fusion module, inference and evaluation)."
     with evaluation_mode(model) as where:
         text = encode_sentences(model, as_sentences(sentences), tokenizer, where)
-        relevance = at_least_float32(model.relevance(found.slots, text)[0])
+        relevance = relevance_of(model, as_sentences(sentences), text, found.slots, found.slot_maps, tokenizer)
         scores = full_size(segment_scores(relevance, found.slot_maps, rule), found.photo.size[::-1])
     return Trace(found.photo, *(o.cpu() for o in (found.slot_maps, relevance, scores, scores >= threshold)))
 
@@ -301,15 +319,16 @@ def _segment_batch(
     said: list[str],                # T expressions
     text: Tensor,                   # (T,D), encoded
     draws: Sequence[int],           # numbers of the draws
-    rule: str, threshold: float, device: Any, precision: str, urls: bool,
+    rule: str, threshold: float, tokenizer: Any, device: Any, precision: str, urls: bool,
 ) -> list[Segments]:
     "A batch of photos, squashed to the model's square and brought back to their sizes."
     photos, c = [as_photo(o, urls) for o in images], net.config
     transform, scores = image_transform(c.image_size, c.image_mean, c.image_std), [list[Tensor]() for _ in photos]
     with evaluation_mode(net, device, precision) as where:
         for _, out in encode_draws(net, torch.stack([transform(p) for p in photos]).to(where), [0] * len(photos), draws):
-            relevance, maps = at_least_float32(net.relevance(out.slots, text)), at_least_float32(out.slot_maps)
-            for r, m, p, found in zip(relevance, maps, photos, scores, strict=True): found.append(full_size(segment_scores(r, m, rule), p.size[::-1]).cpu())
+            for slots, maps, photo, found in zip(out.slots, at_least_float32(out.slot_maps), photos, scores, strict=True):
+                relevance = relevance_of(net, said, text, slots[None], maps, tokenizer)
+                found.append(full_size(segment_scores(relevance, maps, rule), photo.size[::-1]).cpu())
     mean = [s[0] if len(s) == 1 else min_max(torch.stack(s).mean(0)) for s in scores]
     names = [str(o) if isinstance(o, (str, PathLike)) else '' for o in images]
     return [Segments(s, s >= threshold, said, p, name) for s, p, name in zip(mean, photos, names, strict=True)]
@@ -340,7 +359,7 @@ def segment_many(
     with evaluation_mode(net, device, precision) as where: text = encode_sentences(net, said, tokenizer, where)
     def batches() -> Iterator[Segments]:
         while some := list(islice(todo, batch_size)):
-            yield from _segment_batch(net, some, said, text, range(seed, seed + draws), rule, threshold, device, precision, urls)
+            yield from _segment_batch(net, some, said, text, range(seed, seed + draws), rule, threshold, tokenizer, device, precision, urls)
     return batches()
 
 # %% ../nbs/44_predict.ipynb #ec20419f

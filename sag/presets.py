@@ -11,6 +11,7 @@ from typing import Any
 from .config import Recipe, change
 
 # %% ../nbs/01_presets.ipynb #c167821f
+_ours: dict[str, Any] = dict(cosine_shift=0, last_batch='drop')  # as our published numbers were trained
 _tiny_text = dict(
     model_type='bert', hidden_size=128, num_hidden_layers=2, num_attention_heads=4, intermediate_size=256, max_position_embeddings=32,
     hidden_dropout_prob=0., attention_probs_dropout_prob=0.)
@@ -20,7 +21,7 @@ demo = Recipe(
     text_encoder='words', text_weights='random', text_args=_tiny_text, text_pooling='mean',
     dim=64, context_dim=64, groups=8, slots_per_group=1, iterations=3, slot_heads=1, slot_head_dim=64, interact_head_dim=32, fusion_heads=1,
     fusion_head_dim=64, dropout=0., dataset='synthetic', root='data/synthetic', synthetic_args=dict(difficulty='plain'), group='photo', steps=2500,
-    lr=1e-3, image_lr=1e-3, text_lr=2e-4, clip=1., warmup=100, warmup_kind='lr', evaluate_every=250, image_standardize=True, ignore_same_text=True)
+    lr=1e-3, image_lr=1e-3, text_lr=2e-4, clip=1., warmup=100, warmup_kind='lr', evaluate_every=250, image_standardize=True, ignore_same_text=True, **_ours)
 _few = dict(train=24, val=6, testA=4, testB=4)
 smoke = change(demo, root='data/smoke', synthetic_args=dict(photos=_few), steps=4, batch_size=8, warmup=2, evaluate_every=2, dim=32, context_dim=32)
 
@@ -29,28 +30,32 @@ _released = Recipe(precision='fp16', evaluate_every=5000)
 _frozen = Recipe(
     text_encoder='sentence-transformers/all-MiniLM-L6-v2', text_pooling='mean', freeze_text=True, freeze_image=True, cache_features=True,
     image_standardize=True, dim=128, context_dim=128, slots_per_group=1, dataset='refcoco,refcoco+', group='photo', texts_per_photo=2,
-    lr=1e-3, clip=1., warmup_kind='lr', val_photos=0)
+    lr=1e-3, clip=1., warmup_kind='lr', val_photos=0, **_ours)
 _slots = change(
     _frozen, groups=12, iterations=3, slot_heads=1, slot_head_dim=128, interact_head_dim=32, fusion_heads=1, fusion_head_dim=128,
     reconstruction_weight=10., text_lr=1e-4, warmup=100, steps=3600, evaluate_every=600)
 _clusters = change(
-    _frozen, entities='clusters', groups=36, fusion=False, cosine_scale=4., fixed_target=False,
+    _frozen, entities='clusters', cuts=(8, 16, 24, 36, 64), place=1., fusion=False, cosine_scale=4., fixed_target=False,
     temperature=.06, ignore_same_text=True, reconstruct=False, reconstruction_weight=0., text_lr=1e-3, weight_decay=1e-2,
     batch_size=64, warmup=50, steps=300, evaluate_every=100)
 
 # %% ../nbs/01_presets.ipynb #f3ae1187
 _lite0 = dict(image_encoder='tf_efficientnet_lite0', image_mean=(.498,)*3, image_std=(.502,)*3)
 _vits14 = dict(image_encoder='vit_small_patch14_dinov2', image_size=224, image_block=9, image_mean=(.485, .456, .406), image_std=(.229, .224, .225))
+_lite0_cuts = change(_clusters, **_lite0, image_size=384, image_stride=32, image_also=(16,))
 presets: dict[str, Recipe] = {
     'demo': demo, 'smoke': smoke,
+    'released': change(
+        _released, dataset='refcoco', groups=12, slots_per_group=3, selection='best_val_miou', evaluate_every=3770, val_photos=0,
+        image_args=dict(img_size=480), position_resize='bilinear', image_norm_eps=1e-5),
     'unc': change(_released, dataset='refcoco'),
     'unc+': change(_released, dataset='refcoco+'),
     'gref': change(_released, dataset='refcocog', split_by='google'),
     'refcocog_umd': change(_released, dataset='refcocog', split_by='umd'),
     'phrasecut': change(_released, dataset='phrasecut', val_split='val+miniv'),
     'referit': change(_released, dataset='refclef', split_by='berkeley'),
-    'lite0': change(_clusters, **_lite0, image_size=384, image_stride=32, image_also=(16,)),
-    'vits14': change(_clusters, **_vits14, groups=16),
+    'lite0': _lite0_cuts, 'vits14': change(_clusters, **_vits14),
+    'small': change(_lite0_cuts, text_encoder='runs/pieces'),  # in the package: see 45_packaged
     'lite0-slots': change(_slots, **_lite0, image_size=256),
     'vits14-slots': change(_slots, **_vits14),
 }

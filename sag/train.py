@@ -42,7 +42,7 @@ from .data.sets import leak, load
 from .distribute import everyone, share_slots, turn, weight
 from .evaluate import evaluate, summary
 from .evaluate.retrieval import retrieval
-from .files import Lenient, hold
+from .files import Lenient, hold, remove_temporary
 from .losses import contrastive_loss, reconstruction_loss
 from .model.encoders import Recall
 from .model.sag import SaG, SaGOutput, load_weights, read_pretrained
@@ -96,7 +96,8 @@ def batches(
     if recipe.cache_photos and features is None: kept = cache_photos(expressions, c.image_size, recipe.feature_dir)
     photos = PhotoTexts(expressions, model.tokenizer, c.image_size, c.image_mean, c.image_std, recipe.group, recipe.texts_per_photo,
                         features, text_limit(model), seed=recipe.seed, cache=kept)
-    return loader(photos, recipe.batch_size, recipe.seed, workers=recipe.workers, turn=turn())
+    drop = recipe.last_batch == 'drop' or turn()[1] > 1 or len(photos) < recipe.batch_size  # too few for a step is an error
+    return loader(photos, recipe.batch_size, recipe.seed, drop_last=drop, workers=recipe.workers, turn=turn())
 
 # %% ../nbs/52_train.ipynb #15d6ee6a
 def optimizer(
@@ -121,10 +122,11 @@ def ramp(
 def lr_factor(
     step: int,  # counted from 0
     total: int,  # iterations of the training
-    recipe: Recipe,  # warmup and warmup_kind
+    recipe: Recipe,  # warmup, warmup_kind and cosine_shift
 ) -> float:  # multiplies every learning rate
     "Cosine over `total` iterations, begun after the warm-up (paper, implementation details)."
-    cosine = .5*(1 + math.cos(math.pi*max(0, step - recipe.warmup)/total))
+    begun = step - recipe.warmup + recipe.cosine_shift if step >= recipe.warmup else 0
+    cosine = .5*(1 + math.cos(math.pi*max(0, begun)/total))
     return cosine*(ramp(step + 1, recipe) if recipe.warmup_kind == 'lr' else 1.)
 
 # %% ../nbs/52_train.ipynb #595a6d11
@@ -250,7 +252,7 @@ def update(
     factor = lr_factor(training.step, training.total, r)
     for group in adamw.param_groups: group['lr'] = factor*group['initial_lr']
     scaler.unscale_(adamw)
-    norm = nn.utils.clip_grad_norm_(training.model.parameters(), r.clip)
+    norm = nn.utils.clip_grad_norm_(training.model.parameters(), r.clip or math.inf)
     if not scaler.is_enabled(): adamw.found_inf = (~(norm + means['loss']).isfinite()).float()  # type: ignore[attr-defined]
     scaler.step(adamw)
     scaler.update()
@@ -536,6 +538,7 @@ def fit(
     own = dict(losses=own_part(losses), step=own_part(step), train=own_part(train), val=own_part(val))
     parts = {k: f'{v.__module__}:{v.__qualname__}' for k, v in own.items() if callable(v)}
     with hold(run.path, '.training.lock') if machine.is_main_process else nullcontext():
+        if machine.is_main_process: remove_temporary(run.path)
         check_folder(recipe, run, parts, resume)
         training, data, watched, features, long = prepare(recipe, run, machine, own, later)
         begin(training, data.dataset.expressions, resume, **{k: v for k, v in dict(parts=parts, long_texts=long).items() if v})

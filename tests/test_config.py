@@ -12,9 +12,10 @@ FIELDS = """
     image_standardize drop_path freeze_image text_encoder text_weights text_args text_pooling max_text_length freeze_text dim context_dim groups
     slots_per_group iterations sigma_scale slot_heads slot_head_dim interact_heads interact_head_dim fusion_heads fusion_head_dim ff_mult
     dropout decoder_positions entities cluster_position slot_init competition interaction fusion cosine_scale reconstruct dataset split_by root
-    train_split val_split captions long_text synthetic_args group texts_per_photo cache_features feature_dir cache_photos workers batch_size epochs steps
-    lr image_lr text_lr weight_decay clip warmup warmup_kind temperature fixed_target ignore_same_text reconstruction_weight precision
-    checkpointing compile accumulate start seed selection evaluate_every val_photos save_every skip_nonfinite track
+    train_split val_split captions long_text synthetic_args group texts_per_photo cache_features feature_dir cache_photos workers batch_size
+    last_batch epochs steps lr image_lr text_lr weight_decay clip warmup cosine_shift warmup_kind temperature fixed_target ignore_same_text
+    reconstruction_weight precision checkpointing compile accumulate start seed selection evaluate_every val_photos save_every skip_nonfinite
+    track
 """.split()
 
 
@@ -25,7 +26,6 @@ def test_order_of_the_fields():  # of config.json, of a run's record and of `sag
 
 @pytest.mark.parametrize('field, value, allowed', [
     ('batch_size', 0, '1 or more'), ('groups', 0, '1 or more'), ('iterations', 0, '1 or more'), ('lr', -1., '0 or more'), ('steps', -1, '0 or more'),
-   
     ('lr', math.nan, '0 or more'), ('lr', math.inf, '0 or more'), ('dropout', 1.5, '0 to 1'),
     ('seed', -1, '0 to 4294967295'), ('temperature', 0., '1e-06 or more'),
     ('selection', 'best', 'last or best_val_miou'), ('captions', None, 'captions or phrases or both'),

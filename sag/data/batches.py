@@ -35,7 +35,7 @@ def load_tokenizer(
     name_or_path: str | os.PathLike,  # a name on the hub, such as 'bert-base-uncased', or a folder
 ) -> Any:  # a transformers tokenizer
     "A tokenizer by name or from a folder."
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer  # seconds, and not every model needs it
     try: return AutoTokenizer.from_pretrained(str(name_or_path), trust_remote_code=False)
     except (OSError, ValueError) as e:
         name = repr(str(name_or_path))
@@ -44,16 +44,16 @@ def load_tokenizer(
 # %% ../../nbs/25_data.batches.ipynb #4e9664ee
 def word_tokenizer(
     sentences: Sequence[str],  # training sentences: their words are the vocabulary
-) -> Any:  # [PAD] is 0; a sentence becomes [CLS] words… [SEP]
+) -> Any:  # a transformers tokenizer: [PAD] is 0; a sentence becomes [CLS] words… [SEP]
     "A tokenizer of whole words, lower-cased; words that it has not seen become [UNK]."
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
     words = sorted({w for s in sentences for w in s.lower().split()})
     special = ['[PAD]', '[UNK]', '[CLS]', '[SEP]']
     vocabulary = {w: i for i, w in enumerate(dict.fromkeys([*special, *words]))}
     t = Tokenizer(models.WordLevel(vocabulary, unk_token='[UNK]'))
     t.normalizer, t.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.WhitespaceSplit()
     t.post_processor = processors.TemplateProcessing(single='[CLS] $A [SEP]', special_tokens=[('[CLS]', 2), ('[SEP]', 3)])
-    from transformers import PreTrainedTokenizerFast
     return PreTrainedTokenizerFast(tokenizer_object=t, pad_token='[PAD]', unk_token='[UNK]', cls_token='[CLS]', sep_token='[SEP]')
 
 # %% ../../nbs/25_data.batches.ipynb #25a282b8

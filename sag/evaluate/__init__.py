@@ -26,7 +26,7 @@ from ..distribute import everyone, turn
 from ..files import atomic
 from ..masks import read_results, run_lengths
 from ..metrics import aggregate, as_stack, bootstrap, box_mask, measure, pixel_counts, ratios
-from ..predict import RULES, encode_draws, evaluation_mode, full_size, min_max, segment_scores, unknown_words, weigh
+from ..predict import RULES, encode_draws, evaluation_mode, full_size, min_max, relevance_of, segment_scores, unknown_words, weigh
 
 # %% auto #0
 __all__ = ['TRIVIAL', 'BLIND', 'ORACLE', 'MEAN', 'COLUMNS', 'NAMES', 'photo_texts', 'photo_batches', 'expressions_by_photo',
@@ -204,7 +204,8 @@ def _batch_scores(
     def at_size(weights: Tensor, maps: Tensor, e: Expression) -> Tensor: return full_size(segment_scores(weights, maps), (e.height, e.width))
     for draw, out in encode_draws(model, batch.pixel_values, [es[0].image_id for es in groups], draws, batch.features):
         for b, es in enumerate(groups):
-            relevance, maps = (at_least_float32(x) for x in (model.relevance(out.slots[b:b + 1], text[b])[0], out.slot_maps[b]))
+            maps = at_least_float32(out.slot_maps[b])
+            relevance = relevance_of(model, [e.sentence for e in es], text[b], out.slots[b:b + 1], maps)
             for rule in rules:
                 if rule != MEAN: yield rule, draw, b, at_size(_weights(rule, es, relevance, maps, draw, trues[b], threshold), maps, es[0])
             if MEAN in rules: total[b] = total.get(b, 0) + at_size(relevance, maps, es[0])

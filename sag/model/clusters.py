@@ -7,6 +7,7 @@ __all__ = ['Grid', 'k_means', 'Clusters']
 
 # %% ../../nbs/33_model.clusters.ipynb #02c9c10d
 import math
+from hashlib import blake2b
 from typing import Any
 
 import torch
@@ -80,7 +81,7 @@ class Clusters(nn.Module):
     "The mean patches of K clusters, and the clusters as maps. It has no weights and draws nothing."
     def __init__(self, config: SaGConfig):
         super().__init__()
-        self.k, self.weight = config.num_slots, config.cluster_position
+        self.cuts, self.weight, self.known = config.cuts or (config.num_slots,), config.cluster_position, dict[bytes, Tensor]()
         if config.dim != config.context_dim: raise ValueError(f'clusters need dim = context_dim, not {config.dim} and {config.context_dim}')
 
     def places(self, features: Tensor) -> Tensor: # (B, h, w, C) -> (B, h·w, C + 2)
@@ -92,7 +93,20 @@ class Clusters(nn.Module):
         place = torch.stack(torch.meshgrid(*axes, indexing='ij'), -1).flatten(0, 1) # (h·w, 2), y and x
         return torch.cat([x, self.weight*place.expand(len(x), -1, -1)], -1)
 
+    def labels(self, features: Tensor) -> Tensor: # (B, h, w, C) -> (B, cuts, h·w)
+        "Each patch's cluster in every cut."
+        places = self.places(features)
+        return torch.stack([k_means(places, k)[1] for k in self.cuts], 1)
+
+    def recalled(self, features: Tensor) -> Tensor: # as `labels`
+        "`labels`, computed once for each photo: in training the same features come again and again."
+        keys = [blake2b(x.cpu().contiguous().numpy(), digest_size=16).digest() for x in features.detach().float()]
+        new = [i for i, key in enumerate(keys) if key not in self.known]
+        if new: self.known |= zip([keys[i] for i in new], self.labels(features[new]).to('cpu', torch.int16), strict=True)
+        return torch.stack([self.known[key] for key in keys]).to(features.device, torch.long)
+
     def forward(self, context: Tensor, noise: Any, features: Tensor) -> tuple[Tensor, Tensor]: # (B, h, w, D_in), features (B, h, w, C)
-        own = F.one_hot(k_means(self.places(features), self.k)[1], self.k).to(context) # (B, h·w, K)
+        labels = (self.recalled if self.training and not torch.compiler.is_compiling() else self.labels)(features) # (B, cuts, h·w)
+        own = torch.cat([F.one_hot(x, k) for x, k in zip(labels.unbind(1), self.cuts, strict=True)], -1).to(context) # (B, h·w, K)
         means = own.transpose(1, 2) @ context.flatten(1, 2)/own.sum(1).clamp(min=1)[..., None] # (B, K, D)
-        return means, rearrange(own, 'b (h w) k -> b k h w', h=context.shape[1])
+        return means, rearrange(own/len(self.cuts), 'b (h w) k -> b k h w', h=context.shape[1])

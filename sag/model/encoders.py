@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from ..config import SaGConfig
 from ..files import looks_like
 from .lite0 import Lite0
+from .pieces import Pieces, read_pieces
 
 # %% ../../nbs/31_model.encoders.ipynb #ec54a8c6
 _OURS = 'pretrained', 'pretrained_cfg', 'pretrained_cfg_overlay', 'checkpoint_path', 'cache_dir', 'features_only', 'feature_cls', 'out_indices'
@@ -179,7 +180,10 @@ class ImageEncoder(nn.Module):
             if self.vit: layers = self.backbone.forward_intermediates(pixel_values, indices=self.blocks, norm=True, intermediates_only=True)
             else: layers = self.backbone(pixel_values)
             size = layers[self.pick[0]].shape[-2:] # (h, w)
-            same = [x if x.shape[-2:] == size else F.interpolate(x, size, mode='bilinear', antialias=True) for x in (layers[i] for i in self.pick)]
+            def fit(x: Tensor) -> Tensor:  # half precision has no such kernel on CPUs
+                wide = x.to(torch.promote_types(x.dtype, torch.float32))
+                return x if x.shape[-2:] == size else F.interpolate(wide, size, mode='bilinear', antialias=True).to(x.dtype)
+            same = [fit(layers[i]) for i in self.pick]
             return torch.cat([standardize(x) for x in same] if self.standardize else same, 1)
 
 # %% ../../nbs/31_model.encoders.ipynb #fb06cae4
@@ -215,6 +219,8 @@ def text_backbone(
     weights: str, # `pretrained` or `random`
 ) -> nn.Module:
     "A transformers text encoder in float32, without the layers that never reach the output. Errors are those of `text_settings`."
+    if config.text_args.get('model_type') == 'pieces': return Pieces(config.text_args['vocab_size'], config.text_args['hidden_size'])
+    if (Path(config.text_encoder)/'pieces.safetensors').is_file(): return read_pieces(config.text_encoder)
     import transformers
     settings = text_settings(config, weights)
     cls = getattr(transformers, TEXT_ENCODERS[settings.model_type])

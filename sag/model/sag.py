@@ -10,6 +10,7 @@ import json
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,11 +21,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..config import SaGConfig, change, model_config
-from ..files import atomic, looks_like, read_json
+from ..files import atomic, atomic_files, looks_like, read_json
 from .clusters import Clusters, Grid
 from .decoder import Decoder
 from .encoders import ImageEncoder, TextEncoder
 from .gather import Cosine, Gather, without_layer
+from .pieces import WordPieces
 from .shatter import Shatter, choose, sine_position
 
 # %% ../../nbs/36_model.sag.ipynb #8e017ae5
@@ -59,7 +61,7 @@ def load_weights(
 # %% ../../nbs/36_model.sag.ipynb #d1d55f9d
 VERSION = 1 # of config.json
 _later = dict(image_standardize=False, entities='slots', slot_init='entity', competition='slots', interaction=True, fusion=True,
-              image_also=(), cluster_position=.6, cosine_scale=0., reconstruct=True)
+              image_also=(), cluster_position=.6, cosine_scale=0., reconstruct=True, cuts=(), place=0.)
 
 def read_config(
     path: str | Path, # a saved model's config.json
@@ -77,16 +79,18 @@ def read_config(
 # %% ../../nbs/36_model.sag.ipynb #193e1d29
 def _tokenizer(folder: Path) -> Any:
     "The tokenizer saved beside a model, or None. Nothing is fetched and no code of the folder runs."
+    if (folder/'tokenizer.json').exists() and not (folder/'tokenizer_config.json').exists(): return WordPieces(folder/'tokenizer.json')
     if not (folder/'tokenizer_config.json').exists(): return None
     from transformers import AutoTokenizer
     try: return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as e: raise ValueError(f'{folder}: the tokenizer needs code or files that are not in the folder ({str(e).splitlines()[0]})') from None
 
 def read_pretrained(
-    source: str | Path, # folder written by `save_pretrained`, or a hub id
+    source: str | Path, # folder written by `save_pretrained`, a hub id, or `small`, which the package brings
 ) -> tuple[SaGConfig, dict[str, Tensor], Any]: # configuration, weights, tokenizer or None
     "The files of a saved model. Missing or foreign ones are a FileNotFoundError or ValueError that names them."
     from huggingface_hub import snapshot_download
+    if str(source) == 'small': source = str(resources.files('sag')/'small') # comes with the package
     try: path = Path(source) if Path(source).exists() else Path(snapshot_download(str(source), allow_patterns=['*.json', '*.safetensors', '*.txt']))
     except (OSError, ValueError) as e: raise FileNotFoundError(f'{source} is neither a folder nor a model that the hub gives us: {e}') from None
     for name in 'config.json', 'model.safetensors':
@@ -109,7 +113,8 @@ class Pretrained(nn.Module):
         "Write config.json, model.safetensors and the tokenizer, if there is one."
         path = Path(path)
         path.mkdir(parents=True, exist_ok=True)
-        if self.tokenizer is not None: self.tokenizer.save_pretrained(path)
+        if self.tokenizer is not None:
+            with atomic_files(path) as temp: self.tokenizer.save_pretrained(temp)
         state = {k: v.contiguous() for k, v in self.state_dict().items()}
         alone = {v.data_ptr(): k for k, v in reversed(state.items())} # tied weights, as T5 has them, are written twice
         with atomic(path/'model.safetensors') as temp: save_file({k: v if alone[v.data_ptr()] == k else v.clone() for k, v in state.items()}, temp)

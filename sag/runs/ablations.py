@@ -38,14 +38,14 @@ def groups(
     return {f'{k//s}x{s}': dict(groups=k//s, slots_per_group=s) for s in (1, 2, 3, 4, 6, 8) if k % s == 0}
 
 # %% ../../nbs/64_runs.ablations.ipynb #3d87b3ba
-_shatter = 'entities', 'groups', 'iterations', 'slot_heads', 'slot_head_dim', 'interact_head_dim', 'reconstruct', 'reconstruction_weight'
+_shatter = 'entities', 'cuts', 'groups', 'iterations', 'slot_heads', 'slot_head_dim', 'interact_head_dim', 'reconstruct', 'reconstruction_weight'
 learned_slots = {name: getattr(presets['lite0-slots'], name) for name in _shatter}
 few_photos: dict[str, dict[str, Any]] = {
-    'full': {}, 'slots': learned_slots, 'grid': dict(entities='grid'),
+    'full': {}, 'slots': learned_slots, 'grid': dict(entities='grid', cuts=(), groups=36), 'no-place': dict(place=0.), 'one-cut': dict(cuts=(), groups=36),
     'fusion': dict(fusion=True, fusion_heads=1, fusion_head_dim=128, fixed_target=True, temperature=1.),
     'products': dict(cosine_scale=0., fixed_target=True, temperature=1.), 'fixed-target': dict(fixed_target=True),
     'scale-2': dict(cosine_scale=2.), 'scale-8': dict(cosine_scale=8.), 'one-layer': dict(image_also=()),
-    'clusters-12': dict(groups=12), 'clusters-64': dict(groups=64), 'texts-4': dict(texts_per_photo=4),
+    'clusters-12': dict(cuts=(), groups=12), 'clusters-64': dict(cuts=(), groups=64), 'texts-4': dict(texts_per_photo=4),
 }
 
 # %% ../../nbs/64_runs.ablations.ipynb #13cfb8a3
