@@ -212,6 +212,8 @@ def run_grid(
 ) -> str:  # the results
     "Run a grid of experiments; given again after any interruption, it carries on."
     if 'seed' in changes: raise ValueError(f"seed={changes['seed']} belongs to one run; a grid has seeds='{changes['seed']}'")
+    for name, value, least in ('draws', draws, 1), ('retries', retries, 0), ('jobs', jobs, 0):
+        if value < least: raise ValueError(f'{name}={value}: at least {least}')
     notebook, rows = rows_of(grid, recipe(preset, **changes))
     runs = (training_runs(rows, preset, seed_list(seeds), changes, test=test, draws=draws) if notebook == 'train'
             else measuring_runs(rows, model, split=test, draws=draws))
