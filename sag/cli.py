@@ -217,9 +217,9 @@ def train(
     if dry_run: return f'{preset} would train on {r.dataset} in {r.root} ({r.train_split}), watch {r.val_split or "nothing"}, and write to {dest}'
     from sag.runs.papermill import run
     if not slurm: return _trained(run('train', dest, preset=preset, **asked))
-    from sag.runs.ablations import readable, slurm_options
+    from sag.runs.ablations import slurm_options, sweep_text
     from sag.runs.sweep import sweep
-    print(readable(sweep({Path(dest).name: dict(preset=preset) | asked}, Path(dest).parent, slurm=slurm_options(slurm))))  # a sweep of one run
+    print(sweep_text(sweep({Path(dest).name: dict(preset=preset) | asked}, Path(dest).parent, slurm=slurm_options(slurm))))  # a sweep of one run
     return Path(dest)/'train.ipynb'
 
 # %% ../nbs/82_cli.ipynb #b4629f8d
@@ -271,7 +271,8 @@ def recipe_options(
 
 # %% ../nbs/82_cli.ipynb #08612039
 def evaluate(
-    model: str,  # a run's folder, a hub id or a released .pth.tar
+    model: str = '',  # `small`, a run's folder, a hub id or a released .pth.tar
+    predictions: str = '',  # in place of a model: masks of another program, a JSON file of COCO results
     dataset: str = 'refcoco',  # refcoco, refcoco+, refcocog, refclef, grefcoco, phrasecut, npz or synthetic; several with commas
     root: str = 'data',  # folder of the data set
     split_by: str = '',  # whose split, such as unc, google or umd (default: the usual one)
@@ -284,15 +285,17 @@ def evaluate(
     dest: str = '',  # folder of the results (default: inside the model's folder)
 ) -> Path:  # the executed notebook
     "Measure a model: nbs/run/evaluate.ipynb with these parameters."
-    local = Path(model).exists()
+    if bool(model) == bool(predictions): raise ValueError('say what to measure: a model, or --predictions FILE')
+    if predictions and not Path(predictions).is_file(): raise FileNotFoundError(f'{predictions}: no such file of COCO results')
+    local = Path(model or predictions).exists()
     if not (local or model == 'small' or re.fullmatch(r'[\w.-]+/[\w.-]+', model)):
         raise FileNotFoundError(f'{model} is neither a file or folder nor a hub id')
     _check_data(change(Recipe(), dataset=dataset, root=root, split_by=split_by, train_split=split, val_split=''))
     from sag.runs.papermill import run
-    dest = dest or f'{model if Path(model).is_dir() else "runs/" + Path(model).stem}/{dataset}-{split}'
-    done = run('evaluate', dest, model=str(Path(model).resolve()) if local else model, dataset=dataset, root=root, split_by=split_by, split=split, tag=tag,
-               draws=draws, discovery=discovery, untrained=untrained, shown=shown)
-    print(results_table(json.loads((Path(dest)/'metrics.json').read_text(encoding='utf-8'))), f'\n\nnext: sag report {model if local else dest}\n')
+    dest = dest or f'{model if model and Path(model).is_dir() else "runs/" + Path(model or predictions).stem}/{dataset}-{split}'
+    done = run('evaluate', dest, model=str(Path(model).resolve()) if model and local else model, predictions=predictions and str(Path(predictions).resolve()),
+               dataset=dataset, root=root, split_by=split_by, split=split, tag=tag, draws=draws, discovery=discovery, untrained=untrained, shown=shown)
+    print(results_table(json.loads((Path(dest)/'metrics.json').read_text(encoding='utf-8'))), f'\n\nnext: sag report {model if model and local else dest}\n')
     return done
 
 # %% ../nbs/82_cli.ipynb #7aa8555f
@@ -318,9 +321,23 @@ def demo(
     if done.exists():
         print(f'{done} is here already; this is its result. Remove {dest} to train again.')
         _trained(done)
-    else: train('demo', dest, seed=seed)
+    else:
+        _first_masks(Path(dest)/'photos.png')
+        train('demo', dest, seed=seed)
     print(f'scenes with their masks: {Path(dest)/"segmentation.png"}')
     return done
+
+def _first_masks(
+    path: Path,  # the figure
+) -> None:
+    "Segment the package's photos with its model."
+    from sag.masks import side_by_side
+    from sag.packaged import samples
+    from sag.predict import segment
+    photos = samples()
+    pictures = [p for o in photos for p in segment(o.path, o.expressions).overlays()]
+    with atomic(path) as temp: side_by_side(pictures, [s for o in photos for s in o.expressions]).save(temp, format='PNG')
+    print(f'{path}: {len(photos)} photos segmented by the model in the package ({"; ".join(o.credit for o in photos)}). Now the training:')
 
 def docs(
     dest: str = '_docs',  # where the site goes
@@ -364,7 +381,7 @@ commands: dict[str, Any] = dict(
     sweep=Later('sag.runs.ablations', 'run_grid', 'Run a grid of experiments; given again after any interruption, it carries on'),
     report=report, export=export,
     push=Later('sag.share', 'push_to_hub', "Upload a run's model with its card; huggingface_hub's errors say what the hub refused"),
-    bench=Later('sag.bench.bench', 'bench', 'Measure training step, memory, evaluation, data and start against the yardstick'),
+    bench=Later('sag.bench.bench', 'bench', 'Measure training, memory, evaluation and a first mask on this machine, beside a literal implementation.'),
     docs=docs)
 _positional = dict(evaluate=['model'], predict=['paths'], sweep=['grid'], report=['runs'], export=['model'], push=['run', 'repo_id'])
 _short = {'-d': '--dataset', '-t': '--split', '-e': '--expression'}  # the first two as in the released code

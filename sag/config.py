@@ -153,7 +153,7 @@ class Optimisation:
 @dataclass(frozen=True)
 class Recipe(Optimisation, Data, SaGConfig):
     "A training, complete: model, data and optimisation (paper, implementation details)."
-    precision: str = _one_of('fp32', 'fp16', 'bf16')  # half precision needs CUDA
+    precision: str = _one_of('fp32', 'fp16', 'bf16', 'auto')  # of the forward pass; losses are fp32. auto: bf16 if the hardware has it
     checkpointing: bool = False  # compute activations again in the backward pass: less memory, more time, the same gradients
     compile: bool = False  # let torch.compile write kernels for the model: slow first steps, faster later ones
     accumulate: int = _number(1, 1)  # batches whose gradients are added before a step; negatives still come from one batch

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -28,7 +29,8 @@ from .predict import trace
 
 # %% auto #0
 __all__ = ['BARS', 'panel', 'quoted', 'show_target', 'target_of', 'show_expression', 'slot_colours', 'slot_image',
-           'relevance_bars', 'panel_aspect', 'show_segmentation', 'segmentation_axes', 'show_predictions', 'curves']
+           'relevance_bars', 'panel_aspect', 'show_segmentation', 'segmentation_axes', 'show_predictions', 'curves',
+           'plain_text', 'curve']
 
 # %% ../nbs/70_figures.ipynb #d26c93db
 def panel(
@@ -190,21 +192,28 @@ def curves(
         if c not in df: raise ValueError(f'the history has no column {c!r}; there are {", ".join(map(str, df)) or "none"}')
     rows = -(-len(names) // 4)
     fig, axs = plt.subplots(rows, min(4, len(names)), figsize=(6, 1.5 * rows), dpi=80, squeeze=False, layout='constrained')
-    for ax, c in zip(axs.flat, names, strict=False): _curve(ax, df[[x, c]].dropna(), x, c)
+    for ax, c in zip(axs.flat, names, strict=False): curve(ax, df[[x, c]].dropna(), x, c)
     for ax in axs.flat[len(names):]: ax.set_axis_off()
     return fig
 
 # %% ../nbs/70_figures.ipynb #cd8c59a6
-def _curve(
+@contextmanager
+def plain_text() -> Iterator[None]:
+    "Within, a $ in a figure is a dollar, not the start of a formula: names and sentences are other people's."
+    with plt.rc_context({'text.parse_math': False}): yield
+
+def curve(
     ax: Axes,               # where to draw
     df: pd.DataFrame,       # columns x and c, no gaps
     x: str,                 # the axis
     c: str,                 # the quantity
+    **style: Any,           # of the line, where several share a panel; raw values are then left out
 ) -> Axes:
     "One quantity; dots where it was measured seldom, a running mean where it was measured often."
     often = len(df) > 40
-    ax.plot(df[x], df[c], lw=.6 if often else 1.4, marker='' if often else 'o', ms=3, color='0.75' if often else 'C0')
-    if often: ax.plot(df[x], df[c].rolling(len(df) // 20, min_periods=1, center=True).mean(), lw=1.4, color='C0')
+    if often and not style: ax.plot(df[x], df[c], lw=.6, color='0.75')
+    mean = df[c].rolling(len(df) // 20, min_periods=1, center=True).mean() if often else df[c]
+    ax.plot(df[x], mean, **dict(lw=1.4, ms=3, marker='' if often else 'o', color='C0') | style)
     ax.set_title(c, fontsize=8)
     ax.set_xlabel(x, fontsize=7)
     ax.tick_params(labelsize=6)

@@ -319,15 +319,16 @@ def _segment_batch(
     said: list[str],                # T expressions
     text: Tensor,                   # (T,D), encoded
     draws: Sequence[int],           # numbers of the draws
-    rule: str, threshold: float, device: Any, precision: str, urls: bool,
+    rule: str, threshold: float, tokenizer: Any, device: Any, precision: str, urls: bool,
 ) -> list[Segments]:
     "A batch of photos, squashed to the model's square and brought back to their sizes."
     photos, c = [as_photo(o, urls) for o in images], net.config
     transform, scores = image_transform(c.image_size, c.image_mean, c.image_std), [list[Tensor]() for _ in photos]
     with evaluation_mode(net, device, precision) as where:
         for _, out in encode_draws(net, torch.stack([transform(p) for p in photos]).to(where), [0] * len(photos), draws):
-            relevance, maps = at_least_float32(net.relevance(out.slots, text)), at_least_float32(out.slot_maps)
-            for r, m, p, found in zip(relevance, maps, photos, scores, strict=True): found.append(full_size(segment_scores(r, m, rule), p.size[::-1]).cpu())
+            for slots, maps, photo, found in zip(out.slots, at_least_float32(out.slot_maps), photos, scores, strict=True):
+                relevance = relevance_of(net, said, text, slots[None], maps, tokenizer)
+                found.append(full_size(segment_scores(relevance, maps, rule), photo.size[::-1]).cpu())
     mean = [s[0] if len(s) == 1 else min_max(torch.stack(s).mean(0)) for s in scores]
     names = [str(o) if isinstance(o, (str, PathLike)) else '' for o in images]
     return [Segments(s, s >= threshold, said, p, name) for s, p, name in zip(mean, photos, names, strict=True)]
@@ -358,7 +359,7 @@ def segment_many(
     with evaluation_mode(net, device, precision) as where: text = encode_sentences(net, said, tokenizer, where)
     def batches() -> Iterator[Segments]:
         while some := list(islice(todo, batch_size)):
-            yield from _segment_batch(net, some, said, text, range(seed, seed + draws), rule, threshold, device, precision, urls)
+            yield from _segment_batch(net, some, said, text, range(seed, seed + draws), rule, threshold, tokenizer, device, precision, urls)
     return batches()
 
 # %% ../nbs/44_predict.ipynb #ec20419f

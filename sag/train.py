@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['DTYPES', 'FREE', 'load_data', 'training_texts', 'test_split', 'build_model', 'batches', 'optimizer', 'ramp',
-           'lr_factor', 'repeated', 'losses', 'accelerator', 'Training', 'batch_losses', 'train_step', 'update',
-           'Diverged', 'flush', 'leave_out', 'validate', 'warn_of_leak', 'checkpoint', 'restore', 'check_folder',
-           'begin', 'check_recipe', 'keep_to_limit', 'check_room', 'own_part', 'prepare', 'stream', 'advance', 'fit']
+           'lr_factor', 'repeated', 'losses', 'precision_here', 'accelerator', 'Training', 'batch_losses', 'train_step',
+           'update', 'Diverged', 'flush', 'leave_out', 'validate', 'warn_of_leak', 'checkpoint', 'restore',
+           'check_folder', 'begin', 'check_recipe', 'keep_to_limit', 'check_room', 'own_part', 'prepare', 'stream',
+           'advance', 'fit']
 
 # %% ../nbs/52_train.ipynb #7d1b64da
 import json
@@ -158,13 +159,22 @@ def losses(
 # %% ../nbs/52_train.ipynb #e62e3f63
 DTYPES = dict(fp32=None, fp16=torch.float16, bf16=torch.bfloat16)
 
+def precision_here(
+    precision: str,  # of a recipe
+) -> str:  # fp32, fp16 or bf16
+    "`auto` is bf16 where the hardware has it, else fp32. ValueError for fp16 without a GPU; a warning where bf16 is emulated."
+    cpu = torch.cpu.get_capabilities()
+    native = torch.cuda.is_bf16_supported(including_emulation=False) if torch.cuda.is_available() else cpu.get('amx_bf16') or cpu.get('avx512_bf16')
+    if precision == 'auto': return 'bf16' if native else 'fp32'
+    if precision == 'fp16' and not torch.cuda.is_available(): raise ValueError("precision='fp16' needs a GPU; on a CPU use 'fp32', 'bf16' or 'auto'")
+    if precision == 'bf16' and not native: warnings.warn('this processor has no bf16 (AMX or AVX512-BF16): it is emulated and slow; use fp32', stacklevel=2)
+    return precision
+
 def accelerator(
-    recipe: Recipe,  # precision and track
+    recipe: Recipe,  # track
     dest: str | Path = '.',  # where TensorBoard's files go
 ) -> Accelerator:
-    "Device, processes and trackers; ValueError for a precision this machine lacks, ImportError for a tracker that is not installed."
-    if recipe.precision != 'fp32' and not torch.cuda.is_available():
-        raise ValueError(f"precision={recipe.precision!r} needs a GPU; on a CPU use precision='fp32'")
+    "Device, processes and trackers; ImportError for a tracker that is not installed."
     if recipe.track and not find_spec(recipe.track):
         raise ImportError(f"track={recipe.track!r} needs a package that is not installed: pip install '.[track]' in a clone of the repository")
     return Accelerator(mixed_precision='no', log_with=recipe.track or None, project_dir=str(dest))
@@ -534,6 +544,7 @@ def fit(
 ) -> Training:  # its model holds the selected weights
     "Train a model from image–text pairs; SIGTERM, SIGINT and SIGHUP save the state and raise `Terminated`."
     check_recipe(recipe)
+    recipe = change(recipe, precision=precision_here(recipe.precision))
     run, machine = Run(dest), accelerator(recipe, dest)
     own = dict(losses=own_part(losses), step=own_part(step), train=own_part(train), val=own_part(val))
     parts = {k: f'{v.__module__}:{v.__qualname__}' for k, v in own.items() if callable(v)}

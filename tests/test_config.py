@@ -1,4 +1,5 @@
 """What a recipe may hold: the order of its fields, their ranges, and the presets with published numbers."""
+import json
 import math
 from dataclasses import fields
 
@@ -11,11 +12,19 @@ FIELDS = """
     image_encoder image_weights image_args image_size image_mean image_std image_block image_stride image_also position_resize image_norm_eps
     image_standardize drop_path freeze_image text_encoder text_weights text_args text_pooling max_text_length freeze_text dim context_dim groups
     slots_per_group iterations sigma_scale slot_heads slot_head_dim interact_heads interact_head_dim fusion_heads fusion_head_dim ff_mult
+<<<<<<< HEAD
     dropout decoder_positions entities cluster_position slot_init competition interaction fusion cosine_scale cuts place reconstruct dataset split_by
     root train_split val_split captions long_text synthetic_args group texts_per_photo cache_features feature_dir cache_photos workers batch_size
     last_batch epochs steps lr image_lr text_lr weight_decay clip warmup cosine_shift warmup_kind temperature fixed_target ignore_same_text
     reconstruction_weight precision checkpointing compile accumulate start seed selection evaluate_every val_photos save_every skip_nonfinite
     track
+=======
+    dropout decoder_positions entities cluster_position slot_init competition interaction fusion cosine_scale cuts place reconstruct dataset
+    split_by root train_split val_split captions long_text synthetic_args group texts_per_photo cache_features feature_dir cache_photos workers
+    batch_size last_batch epochs steps lr image_lr text_lr weight_decay clip warmup cosine_shift warmup_kind temperature fixed_target
+    ignore_same_text reconstruction_weight precision checkpointing compile accumulate start seed selection evaluate_every val_photos save_every
+    skip_nonfinite track
+>>>>>>> main
 """.split()
 
 
@@ -43,3 +52,11 @@ def test_a_value_of_another_type_is_an_error(field, value):
 
 def test_presets_survive_json():
     for name, preset in presets.items(): assert from_json(to_json(preset), Recipe) == preset, name
+
+
+def test_a_recipe_of_an_earlier_version_reads_as_what_it_did(tmp_path):
+    from sag.runs.record import BEFORE, Run
+    then = json.loads(to_json(change(presets['unc'], lr=3e-4)))
+    for later in ('cosine_shift', 'last_batch', 'long_text', 'cuts', 'place'): del then[later]
+    (tmp_path/'run.json').write_text(json.dumps(dict(recipe=then)))
+    assert Run.open(tmp_path).recipe == change(presets['unc'], lr=3e-4, **BEFORE)

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from sag.checkpoint import checkpoints
 from sag.config import change
@@ -129,6 +130,18 @@ def test_no_room_is_known_before_the_first_step(tiny, tmp_path, monkeypatch):
 def test_a_folder_is_one_training_at_a_time(tiny, tmp_path):
     def second(training): fit(tiny, tmp_path, resume=True)
     with pytest.raises(FileExistsError, match=f'in use by process {os.getpid()} on'): fit(tiny, tmp_path, watch=second)
+
+
+def test_bf16_resumes_to_the_same_weights_and_stays_near_fp32(tiny, tmp_path):
+    half = change(tiny, precision='bf16', selection='last')
+    a = fit(half, tmp_path/'a')
+    with pytest.raises(Cable): fit(half, tmp_path/'b', watch=trip)
+    fit(half, tmp_path/'b', resume=True)
+    assert remains(tmp_path/'b') == remains(tmp_path/'a')
+    full = fit(change(half, precision='fp32'), tmp_path/'c')
+    apart = [abs(x['loss'] - y['loss'])/y['loss'] for x, y in zip(a.history, full.history, strict=True)]
+    assert 0 < max(apart) < .02
+    assert all(v.dtype == torch.float32 for v in a.model.state_dict().values() if v.is_floating_point())
 
 
 # Real processes from here on. They start from a server that has imported everything, or each would spend its life importing.

@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 # %% ../../nbs/10_data.ipynb #1923a079
 def __getattr__(
-    name: str, # a public name that has not been looked up before
+    name: str,  # a public name that has not been looked up before
 ) -> Any:
-    "Load a public name from the room that defines it"
+    "Load a public name from the room that defines it."
     if name in _rooms: return getattr(import_module(f'.{_rooms[name]}', __name__), name)
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
 
 def __dir__() -> list[str]:
-    "The public names, for completion"
+    "The public names, for completion."
     return sorted(_rooms)

@@ -35,7 +35,7 @@ def load_tokenizer(
 ) -> Any:  # a transformers tokenizer
     "A tokenizer by name or from a folder."
     from transformers import AutoTokenizer  # seconds, and not every model needs it
-    try: return AutoTokenizer.from_pretrained(str(name_or_path))
+    try: return AutoTokenizer.from_pretrained(str(name_or_path), trust_remote_code=False)
     except (OSError, ValueError) as e:
         name = repr(str(name_or_path))
         raise ValueError(f'no tokenizer {name}: neither a folder with tokenizer files nor a name on the hub (or no network): {e}') from e

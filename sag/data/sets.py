@@ -144,6 +144,7 @@ def prepare_table(
     if table := _open_table(root, name, by, photos): return table
     files, found, path = data.files(root, by), data.read(root, by, 'all', photos), prepared_file(root, name, by)
     try: return write_table(found, path, root, stamps=_stamps(files, root), name=name, split_by=by, images=str(photos.resolve()) if photos else '')
+    except ValueError as e: raise ValueError(f'{files[-1]}: {e}') from None
     except OSError as e:
         if e.errno not in (errno.EACCES, errno.EPERM, errno.EROFS): raise
         warnings.warn(f'{root} cannot be written to, so no table was made: {e}', stacklevel=2)
@@ -252,7 +253,7 @@ def find_problems(
     "Decode every photo and every mask, and list what is wrong."
     photos = list(by_photo(expressions).values())
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-        found = [p for ps in tqdm(pool.map(_problems_of, photos), 'checking', len(photos), mininterval=5, unit='photo') for p in ps]
+        found = [p for ps in tqdm(pool.map(_problems_of, photos), 'checking', len(photos), delay=2, unit='photo') for p in ps]
     seen: set[int] = set()
     for e in expressions:
         if e.sent_id in seen: found.append(Problem('expression', e.sent_id, str(e.image), 'its sent_id occurs twice'))

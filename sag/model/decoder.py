@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..config import SaGConfig
+from .shatter import full_softmax
 
 # %% ../../nbs/35_model.decoder.ipynb #7ec3497e
 class Decoder(nn.Module):
@@ -33,8 +34,9 @@ class Decoder(nn.Module):
     def paint(self, slots: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]: # (B, K, D), (N, D) -> (B, N, C), (B, K, N)
         x = self.first(slots)[:, None] + F.linear(positions, self.first.weight)[:, None] # (B, N, K, D)
         x = self.third(self.second(x.relu_()).relu_()).relu_() # (B, N, K, D)
-        maps = F.linear(x, self.last.weight[-1:], self.last.bias[-1:]).softmax(2) # (B, N, K, 1)
-        mixed = (maps.transpose(2, 3) @ x)[:, :, 0] # (B, N, D)
+        maps = F.linear(x, self.last.weight[-1:], self.last.bias[-1:]) # (B, N, K, 1)
+        maps = full_softmax(maps, 2)
+        mixed = (maps.transpose(2, 3).to(x.dtype) @ x)[:, :, 0] # (B, N, D)
         return F.linear(mixed, self.last.weight[:-1], self.last.bias[:-1]), maps[..., 0].transpose(1, 2)
 
     def forward(self, slots: Tensor, h: int, w: int) -> tuple[Tensor, Tensor]:

@@ -168,7 +168,10 @@ class ImageEncoder(nn.Module):
             if self.vit: layers = self.backbone.forward_intermediates(pixel_values, indices=self.blocks, norm=True, intermediates_only=True)
             else: layers = self.backbone(pixel_values)
             size = layers[self.pick[0]].shape[-2:] # (h, w)
-            same = [x if x.shape[-2:] == size else F.interpolate(x, size, mode='bilinear', antialias=True) for x in (layers[i] for i in self.pick)]
+            def fit(x: Tensor) -> Tensor:  # half precision has no such kernel on CPUs
+                wide = x.to(torch.promote_types(x.dtype, torch.float32))
+                return x if x.shape[-2:] == size else F.interpolate(wide, size, mode='bilinear', antialias=True).to(x.dtype)
+            same = [fit(layers[i]) for i in self.pick]
             return torch.cat([standardize(x) for x in same] if self.standardize else same, 1)
 
 # %% ../../nbs/31_model.encoders.ipynb #fb06cae4

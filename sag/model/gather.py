@@ -11,7 +11,7 @@ from einops import rearrange, reduce
 from torch import Tensor, nn
 
 from ..config import SaGConfig
-from .shatter import FeedForward, Projections
+from .shatter import FeedForward, Projections, full_softmax
 
 # %% ../../nbs/34_model.gather.ipynb #ed2ea169
 class Gather(Projections):
@@ -23,7 +23,7 @@ class Gather(Projections):
     def attention(self, slots: Tensor, text: Tensor) -> tuple[Tensor, Tensor]: # weights (B, heads, T, K) and normalised slots
         context = self.norm_context(slots) # (B, K, D)
         q, k = rearrange(self.to_q(self.norm(text)), 't (h d) -> h t d', h=self.heads), self.split(self.to_k(context)) # (heads, T, d), (B, heads, K, d)
-        return (q*self.scale @ k.transpose(-1, -2)).softmax(-1), context
+        return full_softmax(q*self.scale @ k.transpose(-1, -2), -1), context
 
     def relevance(self, slots: Tensor, text: Tensor) -> Tensor: # (B, T, K), sums to 1 over slots
         "How much of each expression's attention goes to each slot, mean over heads."
@@ -31,7 +31,8 @@ class Gather(Projections):
 
     def forward(self, slots: Tensor, text: Tensor) -> tuple[Tensor, Tensor]: # joint (B, T, D) of length 1, relevance (B, T, K)
         attn, context = self.attention(slots, text)
-        joint = text + self.merge(attn @ self.split(self.to_v(context))) # (B, T, D)
+        v = self.split(self.to_v(context)) # (B, heads, K, d)
+        joint = text + self.merge(attn.to(v.dtype) @ v) # (B, T, D)
         return F.normalize(joint + self.ff(joint), dim=-1), reduce(attn, 'b h t k -> b t k', 'mean')
 
 # %% ../../nbs/34_model.gather.ipynb #4eefead6

@@ -57,6 +57,11 @@ def _read_expressions(
     except ValueError as e: raise ValueError(f'{file} cannot be read ({e}); evaluate again') from None
     missing = [c for c in COLUMNS[:6] if c not in rows]
     if missing: raise ValueError(f'{file} has no column {missing[0]!r}; evaluate again')
+    odd = [c for c in COLUMNS if c in rows and c not in ('rule', 'image_id', 'split', 'sentence') and rows[c].dtype.kind not in 'bif']
+    if odd: raise ValueError(f'{file}: column {odd[0]!r} holds something that is not a number; evaluate again')
+    masks, there = {*COLUMNS[6:12]}, {*COLUMNS[6:]} & {*rows}
+    if not there or masks & there and masks - there: raise ValueError(f'{file} has only the measures {", ".join(sorted(there)) or "(none)"}; evaluate again')
+    if rows[sorted(there)].isna().all(axis=1).any(): raise ValueError(f'{file} is not whole: a row has no numbers; evaluate again')
     counts = rows.groupby(['rule', 'draw']).size().unique().tolist()
     if counts != [expected]: raise ValueError(f'{file} is not whole: {expected} expressions of each rule and draw wanted, found {counts}; evaluate again')
     return rows
