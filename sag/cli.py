@@ -343,8 +343,8 @@ def docs(
     dest: str = '_docs',  # where the site goes
 ) -> Path:
     "Build the documentation site from the notebooks."
-    from sag.docs import build
-    return Path(build(dest))
+    from sag.docs import build_site
+    return Path(build_site(dest))
 
 # %% ../nbs/82_cli.ipynb #f1e50062
 def report(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ROOMS', 'page', 'moved', 'readme', 'modules', 'symbols', 'handed_on', 'entry', 'targets', 'meanings', 'linked',
-           'disputed', 'full_size', 'setup', 'grouped', 'build']
+           'disputed', 'zoomable', 'setup', 'grouped', 'build_site']
 
 # %% ../nbs/80_docs.ipynb #d9e08611
 import os
@@ -196,7 +196,7 @@ def _mathml(
     self.body.append(tex2mathml(node.astext(), as_block=isinstance(node, nodes.math_block)))
     raise nodes.SkipNode
 
-def full_size(
+def zoomable(
     body: str,  # a page's HTML
 ) -> str:
     "Link every figure that is not a link yet to its file."
@@ -204,7 +204,7 @@ def full_size(
     return ''.join(o if i % 2 else re.sub(r'<img [^>]*?src="([^"]+)"[^>]*>', r'<a class="full-size" href="\1">\g<0></a>', o) for i, o in enumerate(parts))
 
 def _figures(app: Sphinx, pagename: str, templatename: str, context: dict, doctree: Any) -> None:
-    if 'body' in context: context['body'] = full_size(context['body'])
+    if 'body' in context: context['body'] = zoomable(context['body'])
 
 def setup(
     app: Sphinx,  # the site under way
@@ -351,7 +351,7 @@ _conf = dict(
     nb_execution_mode='off', nb_code_prompt_show='Show code', nb_code_prompt_hide='Hide code', nb_merge_streams=True,
     suppress_warnings=['mystnb.unknown_mime_type'])
 
-def build(
+def build_site(
     dest: str | Path = '_docs',  # folder for the site
     nbs: Path | None = None,  # folder of the notebooks (None: the project's)
 ) -> Path:  # its front page

@@ -10,6 +10,7 @@ __all__ = ['load_tokenizer', 'word_tokenizer', 'text_limit', 'tokenizer_of', 'to
 # %% ../../nbs/25_data.batches.ipynb #557cdf88
 import hashlib
 import os
+import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
@@ -18,9 +19,9 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
-from torchvision.transforms import v2
 from tqdm import tqdm
 
 from .caches import Rows, new_rows
@@ -114,7 +115,11 @@ def squash(
     image_size: int,  # side of the square, pixels
 ) -> torch.Tensor:  # (3,H,W) uint8
     "A photo as a square of pixels."
-    return v2.functional.resize(v2.functional.pil_to_tensor(photo), [image_size, image_size], antialias=True)
+    x = torch.from_numpy(np.array(photo))[None].permute(0, 3, 1, 2)  # (1,3,H,W), channels last
+    if x.shape[2:] == (image_size, image_size): return x[0]
+    fast = torch.backends.cpu.get_cpu_capability() in ('AVX2', 'AVX512') or platform.machine() in ('aarch64', 'arm64')
+    y = F.interpolate(x if fast else x.float(), (image_size, image_size), mode='bilinear', antialias=True)
+    return y[0] if fast else y[0].round_().clamp_(0, 255).byte()
 
 def normalise(
     pixels: torch.Tensor,  # (…,3,H,W) uint8

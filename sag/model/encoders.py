@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TEXT_ENCODERS', 'empty_backbone', 'one_grid', 'grid_backbone', 'pyramid_backbone', 'read_weights', 'load_backbone',
-           'standardize', 'ImageEncoder', 'text_settings', 'text_backbone', 'TextEncoder', 'Recall']
+           'standardize', 'image_backbone', 'ImageEncoder', 'text_settings', 'text_backbone', 'TextEncoder', 'Recall']
 
 # %% ../../nbs/31_model.encoders.ipynb #e6e0e080
 import logging
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ..config import SaGConfig
 from ..files import looks_like
+from .lite0 import Lite0
 from .pieces import Pieces, read_pieces
 
 # %% ../../nbs/31_model.encoders.ipynb #ec54a8c6
@@ -146,18 +147,29 @@ def standardize(
     return F.layer_norm(x.movedim(1, -1), x.shape[1:2]).movedim(-1, 1)
 
 # %% ../../nbs/31_model.encoders.ipynb #475fc589
+def image_backbone(
+    config: SaGConfig, # the fields of images are read
+    weights: str, # `pretrained`, `random`, the path of a file, or `given`: loaded afterwards
+) -> tuple[nn.Module, bool]: # whether it has one grid
+    "The image backbone. A weights file that does not fit is a ValueError."
+    if weights == 'given' and config.image_encoder == 'tf_efficientnet_lite0' and not config.image_args: # without importing timm
+        return Lite0({config.image_stride, *config.image_also}), False
+    empty, args = empty_backbone(config)
+    vit = one_grid(empty)
+    if getattr(empty, 'output_fmt', '') == 'NHWC': args = args | dict(feature_cls='getter') # gives channels first
+    def build(**kw: Any) -> nn.Module: return (grid_backbone if vit else pyramid_backbone)(config, args, **kw)
+    if weights in ('pretrained', 'random', 'given'): return build(pretrained=weights == 'pretrained'), vit
+    return load_backbone(build, weights, empty), vit
+
 class ImageEncoder(nn.Module):
     "Pixels (B, 3, H, W) to a grid of features (B, C, h, w), C = `width` (paper, feature extractors)."
-    def __init__(self, config: SaGConfig, weights: str = 'random'): # `pretrained`, `random`, or the path of a weights file
+    def __init__(self, config: SaGConfig, weights: str = 'random'): # `pretrained`, `random`, the path of a file, or `given`: loaded afterwards
         super().__init__()
-        empty, args = empty_backbone(config)
-        self.vit, self.frozen, self.standardize = one_grid(empty), config.freeze_image, config.image_standardize
-        if getattr(empty, 'output_fmt', '') == 'NHWC': args = args | dict(feature_cls='getter') # gives channels first
-        def build(**kw: Any) -> nn.Module: return (grid_backbone if self.vit else pyramid_backbone)(config, args, **kw)
-        self.backbone = build(pretrained=weights == 'pretrained') if weights in ('pretrained', 'random') else load_backbone(build, weights, empty)
+        self.backbone, self.vit = image_backbone(config, weights)
+        self.frozen, self.standardize = config.freeze_image, config.image_standardize
         wanted = (config.image_block or len(self.backbone.blocks) if self.vit else config.image_stride, *config.image_also)
         self.blocks, self.pick = sorted({b - 1 for b in wanted}), [sorted(set(wanted)).index(w) for w in wanted]
-        channels = [self.backbone.num_features]*len(wanted) if self.vit else self.backbone.feature_info.channels()
+        channels = [self.backbone.num_features]*len(wanted) if self.vit else getattr(self.backbone, 'feature_info', self.backbone).channels()
         self.width = sum(channels[i] for i in self.pick)
         self.requires_grad_(not self.frozen)
 
