@@ -217,7 +217,8 @@ def setup(
 # %% ../nbs/80_docs.ipynb #6f4dc3fe
 ROOMS = {'Configure': 0, 'Data': 10, 'Model': 30, 'Measure': 40, 'Train': 50, 'Runs': 60, 'Show and share': 70, 'Benchmarks': 74, 'Tools': 80,
          'Guides': 90, 'Results': 94}
-_PROJECT = {'Start': ['data/README.md', 'runs/README.md'], 'Results': ['runs/published/README.md'], 'Project': ['CONTRIBUTING.md', 'CHANGELOG.md', 'LICENSE']}
+_PROJECT = {'Start': ['data/README.md', 'runs/README.md'], 'Results': ['runs/published/README.md', 'sag/small/README.md'],
+            'Project': ['CONTRIBUTING.md', 'CHANGELOG.md', 'LICENSE']}
 
 def _published(
     path: str,  # of a file or folder of the project, from its root
