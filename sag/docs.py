@@ -317,10 +317,10 @@ class _Site:
 # %% ../nbs/80_docs.ipynb #bab413a5
 _STYLE = """
 @media (max-width: 105em) {
-  .toc-content-icon { display: flex }
   .toc-drawer { border-left: 1px solid var(--color-background-muted); height: 100vh; position: fixed; right: -15em; top: 0 }
   .toc-tree { border-left: none }
 }
+@media (min-width: 63em) and (max-width: 105em) { .toc-content-icon { display: flex } }
 @media (min-width: 63em) { .sidebar-drawer { width: 15em } .content { box-sizing: border-box; width: min(78em, 100vw - 15em) } }
 @media (min-width: 105em) { .content { width: min(78em, 100vw - 30em) } }
 article :is(p, ul, ol, dl.field-list, blockquote) { max-width: 50em }
