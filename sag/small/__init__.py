@@ -62,5 +62,5 @@ def samples() -> list[Sample]:
     "Three photos to try a model on, free to use, with expressions and credits."
     folder = Path(str(resources.files('sag')/'small'/'photos'))
     return [Sample(folder/'chelsea.jpg', ('cat',), 'Chelsea by Stéfan van der Walt, CC0'),
-            Sample(folder/'coffee.jpg', ('cup', 'table on the left'), 'Coffee by Rachel Michetti, courtesy of Pikolo Espresso Bar, CC0'),
-            Sample(folder/'astronaut.jpg', ('woman', 'flag on the left'), 'Eileen Collins by NASA, public domain')]
+            Sample(folder/'coffee.jpg', ('cup', 'plate'), 'Coffee by Rachel Michetti, courtesy of Pikolo Espresso Bar, CC0'),
+            Sample(folder/'astronaut.jpg', ('woman', 'orange suit'), 'Eileen Collins by NASA, public domain')]
