@@ -332,8 +332,8 @@ def _first_masks(
 ) -> None:
     "Segment the package's photos with its model."
     from sag.masks import side_by_side
-    from sag.packaged import samples
     from sag.predict import segment
+    from sag.small import samples
     photos = samples()
     pictures = [p for o in photos for p in segment(o.path, o.expressions).overlays()]
     with atomic(path) as temp: side_by_side(pictures, [s for o in photos for s in o.expressions]).save(temp, format='PNG')

@@ -55,7 +55,7 @@ presets: dict[str, Recipe] = {
     'phrasecut': change(_released, dataset='phrasecut', val_split='val+miniv'),
     'referit': change(_released, dataset='refclef', split_by='berkeley'),
     'lite0': _lite0_cuts, 'vits14': change(_clusters, **_vits14),
-    'small': change(_lite0_cuts, text_encoder='runs/pieces'),  # in the package: see 45_packaged
+    'small': change(_lite0_cuts, text_encoder='runs/pieces'),  # in the package: see 45_small
     'lite0-slots': change(_slots, **_lite0, image_size=256),
     'vits14-slots': change(_slots, **_vits14),
 }

@@ -47,7 +47,7 @@ from .files import Lenient, hold, remove_temporary
 from .losses import contrastive_loss, reconstruction_loss
 from .model.encoders import Recall
 from .model.sag import SaG, SaGOutput, load_weights, read_pretrained
-from .runs.record import Run, write_record
+from .record import Run, write_record
 
 # %% ../nbs/52_train.ipynb #9889fb13
 def load_data(

@@ -47,7 +47,7 @@ def test_presets_survive_json():
 
 
 def test_a_recipe_of_an_earlier_version_reads_as_what_it_did(tmp_path):
-    from sag.runs.record import BEFORE, Run
+    from sag.record import BEFORE, Run
     then = json.loads(to_json(change(presets['unc'], lr=3e-4)))
     for later in ('cosine_shift', 'last_batch', 'long_text', 'cuts', 'place'): del then[later]
     (tmp_path/'run.json').write_text(json.dumps(dict(recipe=then)))

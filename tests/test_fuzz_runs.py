@@ -16,9 +16,9 @@ from nbformat.v4 import new_code_cell, new_notebook
 from sag.checkpoint import newest, save
 from sag.config import change
 from sag.presets import presets
+from sag.record import Run, write_results
 from sag.runs.compare import group_runs, read_runs, run_curves, tabulate
 from sag.runs.papermill import outcome, table
-from sag.runs.record import Run, write_results
 from sag.runs.report import report
 from sag.runs.sweep import Point
 from sag.share import model_card

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from sag.config import change, to_json
 from sag.evaluate import evaluate
 from sag.presets import recipe
-from sag.runs.record import Run
+from sag.record import Run
 from sag.train import batch_losses, fit, load_data, prepare, stream
 
 # What each of two processes does, started as accelerate starts them. `mine.py` is a module of the user's.
@@ -38,7 +38,7 @@ import torch
 from accelerate import Accelerator
 from sag.config import Recipe, change, from_json
 from sag.evaluate import evaluate
-from sag.runs.record import Run
+from sag.record import Run
 from sag.train import *
 from sag.train import batch_losses, prepare, stream
 home, rank = sys.argv[1], os.environ['RANK']

@@ -11,8 +11,8 @@ from pycocotools.coco import COCO
 
 from sag import segment
 from sag.masks import read_results, write_json, write_segments
-from sag.packaged import samples
 from sag.predict import as_photo, segment_many, trace
+from sag.small import samples
 
 CAT, COFFEE, ASTRONAUT = (s.path for s in samples())
 

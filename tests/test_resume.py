@@ -15,7 +15,7 @@ from sag.config import change
 from sag.data.expressions import Expressions
 from sag.files import read_json
 from sag.presets import recipe
-from sag.runs.record import Run
+from sag.record import Run
 from sag.train import Diverged, fit, load_data, losses
 
 class Cable(Exception):

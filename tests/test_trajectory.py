@@ -8,8 +8,8 @@ from sag.config import change
 from sag.data.batches import Batch
 from sag.files import shared
 from sag.presets import presets
+from sag.record import Run
 from sag.released import load_released, our_name
-from sag.runs.record import Run
 from sag.train import Training, ramp, train_step
 
 GOLDEN = shared('golden')

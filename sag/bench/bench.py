@@ -41,7 +41,7 @@ from ..evaluate import evaluate
 from ..files import ALLOCATOR, atomic
 from ..losses import contrastive_loss, reconstruction_loss
 from ..model.sag import SaG
-from ..runs.record import commit
+from ..record import commit
 from . import literal
 
 # %% ../../nbs/76_bench.bench.ipynb #5f2bfa0d

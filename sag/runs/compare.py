@@ -27,8 +27,8 @@ from ..figures import curve, plain_text
 from ..files import project_root, read_json
 from ..metrics import aggregate, photo_draws, ratios
 from ..predict import RULES
+from ..record import Run
 from .papermill import outcome
-from .record import Run
 
 # %% auto #0
 __all__ = ['MARKS', 'SAME', 'MEASURED', 'KEY', 'CURVES', 'find_runs', 'Entry', 'read_run', 'read_runs', 'Group', 'group_runs',
