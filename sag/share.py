@@ -26,8 +26,8 @@ from .evaluate import pretty
 from .files import atomic, extra, read_json
 from .model.sag import SaG
 from .predict import as_model, evaluation_mode, segment_scores, slot_noise
+from .record import Run
 from .runs.compare import escape_markdown, markdown
-from .runs.record import Run
 
 # %% ../nbs/72_share.ipynb #caef4849
 def _finished(path: str | PathLike) -> Run:

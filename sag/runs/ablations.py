@@ -19,8 +19,8 @@ import pandas as pd
 
 from ..config import Recipe, change
 from ..presets import presets, recipe
+from ..record import Run
 from .papermill import RunError
-from .record import Run
 from .sweep import sweep
 
 # %% ../../nbs/64_runs.ablations.ipynb #d0f4ace9
