@@ -28,9 +28,8 @@ from .metrics import measure
 from .predict import trace
 
 # %% auto #0
-__all__ = ['BARS', 'panel', 'quoted', 'show_target', 'target_of', 'show_expression', 'slot_colours', 'slot_image',
-           'relevance_bars', 'panel_aspect', 'show_segmentation', 'segmentation_axes', 'show_predictions', 'curves',
-           'plain_text', 'curve']
+__all__ = ['panel', 'quoted', 'show_target', 'target_of', 'show_expression', 'slot_colours', 'slot_image', 'relevance_bars',
+           'panel_aspect', 'show_segmentation', 'show_predictions', 'curves', 'plain_text', 'curve']
 
 # %% ../nbs/70_figures.ipynb #d26c93db
 def panel(
@@ -124,7 +123,7 @@ def relevance_bars(
     return ax
 
 # %% ../nbs/70_figures.ipynb #11913e23
-BARS = .8       # width of the bars' panel, in photos
+_BARS = .8       # width of the bars' panel, in photos
 
 def panel_aspect(
     photo: Image.Image,     # any
@@ -143,10 +142,10 @@ def show_segmentation(
     axs: Sequence[Axes] | None = None,  # five axes; default a figure of their own
 ) -> Any:  # the Figure
     "The five-panel figure: photo, slots, relevance, mask with its IoU, ground truth."
-    axs = segmentation_axes([panel_aspect(photo)])[0] if axs is None else axs
+    axs = _segmentation_axes([panel_aspect(photo)])[0] if axs is None else axs
     panel(axs[0], photo, quoted(sentence, 24) if sentence else 'photo')
     panel(axs[1], slot_image(slot_maps, photo), f'{len(slot_maps)} slots')
-    relevance_bars(axs[2], relevance).set_box_aspect(panel_aspect(photo) / BARS)
+    relevance_bars(axs[2], relevance).set_box_aspect(panel_aspect(photo) / _BARS)
     is_mask = target is not None and np.ndim(target) == 2
     panel(axs[3], overlay(photo, mask, light=score), f'mask, IoU {100 * measure(mask, target)["iou"][0]:.0f} %' if is_mask else 'mask')
     if target is None: axs[4].set_axis_off()
@@ -154,13 +153,13 @@ def show_segmentation(
     return axs[0].figure
 
 # %% ../nbs/70_figures.ipynb #eea5220c
-def segmentation_axes(
+def _segmentation_axes(
     aspects: Sequence[float] = (1.,),   # height / width of each expression's photo, one row each
 ) -> np.ndarray:            # (rows,5) axes
     "Axes for `show_segmentation`, the bars a little narrower than the photos, each row as high as its photo."
     layout = ConstrainedLayoutEngine(w_pad=.02, h_pad=.03, wspace=.02, hspace=.02)
     heights = [1.15 * a + .3 for a in aspects]
-    ratios = dict(width_ratios=[1, 1, BARS, 1, 1], height_ratios=heights)
+    ratios = dict(width_ratios=[1, 1, _BARS, 1, 1], height_ratios=heights)
     return plt.subplots(len(heights), 5, figsize=(6, sum(heights)), dpi=80, squeeze=False, layout=layout, gridspec_kw=ratios)[1]
 
 # %% ../nbs/70_figures.ipynb #952a62b5
@@ -174,7 +173,7 @@ def show_predictions(
     es = list(expressions)
     if not es: raise ValueError('no expression to show')
     traces = [trace(e.photo(), e.sentence, model, draw, e.image_id, **kw) for e in es]
-    axs = segmentation_axes([panel_aspect(t.photo) for t in traces])
+    axs = _segmentation_axes([panel_aspect(t.photo) for t in traces])
     for e, t, row in zip(es, traces, axs, strict=True):
         show_segmentation(t.photo, t.slot_maps, t.relevance[0], t.scores[0], t.masks[0], target_of(e), e.sentence, row)
     return axs[0, 0].get_figure()

@@ -5,7 +5,6 @@
 # %% ../../nbs/46_evaluate.ipynb #3d38719c
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
@@ -23,7 +22,6 @@ from tqdm import tqdm
 from ..data.batches import PhotoTexts, at_least_float32, loader, text_limit, tokenizer_of
 from ..data.expressions import Expression, by_photo, decode, has_mask
 from ..distribute import everyone, turn
-from ..files import atomic
 from ..masks import read_results, run_lengths
 from ..metrics import aggregate, as_stack, bootstrap, box_mask, measure, pixel_counts, ratios
 from ..predict import RULES, encode_draws, evaluation_mode, full_size, min_max, relevance_of, segment_scores, unknown_words, weigh
@@ -31,7 +29,7 @@ from ..predict import RULES, encode_draws, evaluation_mode, full_size, min_max, 
 # %% auto #0
 __all__ = ['TRIVIAL', 'BLIND', 'ORACLE', 'MEAN', 'COLUMNS', 'NAMES', 'photo_texts', 'photo_batches', 'expressions_by_photo',
            'Truth', 'truth', 'score_rows', 'trivial_mask', 'random_slot', 'tidy', 'in_order', 'evaluate',
-           'coco_results', 'evaluate_results', 'count_unknown', 'summary', 'summary_line', 'pretty', 'save_results']
+           'coco_results', 'evaluate_results', 'count_unknown', 'summary', 'summary_line', 'pretty']
 
 # %% ../../nbs/46_evaluate.ipynb #21bc624d
 def _has_box(
@@ -383,18 +381,3 @@ def pretty(
         std = line[f'{c} std']
         return f'{line[c]:.1f}' + ('' if np.isnan(std) else f' ± {std:.1f}') + f' [{line[f"{c} lo"]:.1f}, {line[f"{c} hi"]:.1f}]'
     return pd.DataFrame({c: [cell(line, c) for _, line in table.iterrows()] for c in columns if c in table}, index=table.index)
-
-# %% ../../nbs/46_evaluate.ipynb #a46bd4a2
-def save_results(
-    rows: pd.DataFrame,     # of `evaluate`
-    dest: str | PathLike,   # folder
-    **facts: Any,           # what was measured: data set, split, draws, selection rule …
-) -> Path:                  # metrics.json
-    "Write metrics.json (measures in % by rule, beside the facts) and expressions.csv (a row per rule, draw and expression)."
-    table = summary(rows)
-    measures = {str(rule): {k: round(float(v), 4) for k, v in line.items() if not np.isnan(v)} for rule, line in table.iterrows()}
-    once = rows[(rows.rule == rows.rule.iloc[0]) & (rows.draw == rows.draw.iloc[0])] # numbers of sentences repeat between data sets
-    counts = dict(photos=int(once.image_id.nunique()), expressions=len(once))
-    with atomic(Path(dest)/'expressions.csv') as temp: rows.to_csv(temp, index=False, float_format='%.6g')
-    with atomic(Path(dest)/'metrics.json') as temp: temp.write_text(json.dumps(facts | counts | dict(rules=measures), indent=2), encoding='utf-8')
-    return Path(dest)/'metrics.json'

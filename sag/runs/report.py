@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 # %% auto #0
-__all__ = ['PUBLISHED', 'ABLATIONS', 'SPLITS', 'TEX', 'HEAD', 'READ', 'BASELINE', 'SECTIONS', 'published', 'beside', 'latex',
-           'Section', 'write_report', 'Question', 'report']
+__all__ = ['PUBLISHED', 'ABLATIONS', 'published', 'beside', 'latex', 'Section', 'write_report', 'report']
 
 # %% ../../nbs/67_runs.report.ipynb #05285917
 import matplotlib.pyplot as plt
@@ -78,7 +77,7 @@ SaG, MIN relevance                     | 0.16  | 0.14
 """
 
 # %% ../../nbs/67_runs.report.ipynb #8d15130f
-SPLITS = dict(google=['val'], umd=['val', 'test'], unknown=['val'])
+_SPLITS = dict(google=['val'], umd=['val', 'test'], unknown=['val'])
 
 def published() -> pd.DataFrame:  # method, dataset, split_by, split, measure, value (%), also uses, source, known
     "All published figures, one a row."
@@ -89,7 +88,7 @@ def published() -> pd.DataFrame:  # method, dataset, split_by, split, measure, v
         for dataset in 'refcoco', 'refcoco+', 'refcocog', 'phrasecut', 'grefcoco':
             *by, values = r[dataset].split(' ')
             split_by = by[0] if by else 'unc' if 'refcoco' in dataset else ''
-            splits = SPLITS.get(split_by, ['val', 'testA', 'testB'])
+            splits = _SPLITS.get(split_by, ['val', 'testA', 'testB'])
             here = r | dict(dataset=dataset, split_by=split_by)
             out += [here | dict(split=s, value=v) for s, v in zip(splits, filter(None, values.split('/')), strict=False)]
     here = {'also uses': '', 'source': 'project page', 'known': 'read', 'dataset': 'refcoco', 'split_by': 'unc', 'split': 'val'}
@@ -128,12 +127,12 @@ def _incomplete(
     return [f'{s}: {n:,} of {sizes[s][2]:,} expressions' for s, n in counts.items() if s in sizes and sizes[s][2] not in (None, n)]
 
 # %% ../../nbs/67_runs.report.ipynb #0b201429
-TEX = str.maketrans({c: f'\\{c}' for c in '&%$#_{}'} | {
+_TEX = str.maketrans({c: f'\\{c}' for c in '&%$#_{}'} | {
     '\\': r'\textbackslash{}', '~': r'\textasciitilde{}', '^': r'\textasciicircum{}', '<': r'\textless{}', '>': r'\textgreater{}',
     '±': r'$\pm$', '×': r'$\times$', '−': '$-$', '–': '--', '†': r'\dag{}', '“': '``', '”': "''", '"': "''", '|': r'\textbar{}', '\n': ' '})
 
 def _tex(x: Any) -> str:
-    text = re.sub(r'[\x00-\x1f\x7f]', ' ', str(x)).strip().translate(TEX)
+    text = re.sub(r'[\x00-\x1f\x7f]', ' ', str(x)).strip().translate(_TEX)
     return re.sub(r'^[\[*]', r'{\g<0>}', text)  # at the start of a row, these would be arguments of \\
 
 def _flat(
@@ -186,7 +185,7 @@ class Section:
         return '\n\n'.join([f'## {escape_markdown(self.title)}', *filter(None, parts)]) + '\n'
 
 # %% ../../nbs/67_runs.report.ipynb #9c4f23e3
-HEAD = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Report</title><style>:root {color-scheme: light dark}
+_HEAD = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Report</title><style>:root {color-scheme: light dark}
 body {font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem}
 table {border-collapse: collapse; font-size: 13px; display: block; overflow-x: auto}
 td, th {padding: .2rem .7rem; text-align: left; border-bottom: 1px solid #8884} img {background: white}</style><h1>Report</h1>"""
@@ -197,7 +196,7 @@ def write_report(
 ) -> None:
     "Each section's table as .csv, .tex and .md, its figures as .png and .pdf; all of it as report.md and, in one file, report.html."
     texts = {'report.md': '# Report\n\n' + '\n'.join(s.markdown() for s in sections),
-             'report.html': '\n'.join([HEAD, *(s._repr_html_() for s in sections), '</html>'])}
+             'report.html': '\n'.join([_HEAD, *(s._repr_html_() for s in sections), '</html>'])}
     for s in sections:
         if s.table is not None: texts[f'{s.name}.csv'] = s.table.to_csv(index=s.table.index.names != [None])
         if s.shown is not None: texts |= {f'{s.name}.tex': latex(s.shown, f'{s.title}. {s.note}', s.name), f'{s.name}.md': markdown(s.shown) + '\n'}
@@ -209,7 +208,7 @@ def write_report(
         with atomic(Path(dest)/name) as temp: temp.write_text(text, encoding='utf-8')
 
 # %% ../../nbs/67_runs.report.ipynb #2a8373e4
-READ = 'In %: value ± spread over trainings / over slot draws [95 % bootstrap interval over photos].'
+_READ = 'In %: value ± spread over trainings / over slot draws [95 % bootstrap interval over photos].'
 
 def _results(
     runs: list,  # all, finished or not
@@ -221,7 +220,7 @@ def _results(
     rest = pd.DataFrame([dict(group=r.name, seeds=r.status) for r in runs if r.status != 'finished'])
     shown = pd.concat([shown.astype(object), rest], ignore_index=True).fillna('–')
     sizes = [f'{d}: {t.expressions.iloc[0]:,} expressions of {t.photos.iloc[0]:,} photos' for d, t in table.groupby('data', sort=False)]
-    return Section('results', 'Results', f"{READ} {'; '.join(sizes)}.", table.assign(runs=[' '.join(r.name for r in g.runs) for g in groups]), shown)
+    return Section('results', 'Results', f"{_READ} {'; '.join(sizes)}.", table.assign(runs=[' '.join(r.name for r in g.runs) for g in groups]), shown)
 
 def _recipes(groups: Sequence[Group]) -> Section | None:
     table = differences(groups)
@@ -229,7 +228,7 @@ def _recipes(groups: Sequence[Group]) -> Section | None:
     return Section('recipes', 'Differences between recipes', '', table, shown) if len(table) else None
 
 # %% ../../nbs/67_runs.report.ipynb #654bab61
-class Question(NamedTuple):
+class _Question(NamedTuple):
     "What a report on one data set is asked."
     groups: list[Group]  # the baseline first
     measure: str  # see `compare`
@@ -240,19 +239,19 @@ def _points(d: dict[str, Any]) -> str:
     "A difference with its interval."
     return '{difference:+.1f} [{lo:+.1f}, {hi:+.1f}]'.format(**d).replace('-', '−')
 
-BASELINE = ('In points, on the same expressions [95 % paired bootstrap interval over photos]; p by swapping the two results of photos; trainings ahead: '
+_BASELINE = ('In points, on the same expressions [95 % paired bootstrap interval over photos]; p by swapping the two results of photos; trainings ahead: '
             'pairs of trainings in which the group is better. Interval and p are about these trainings on other photos.')
 
-def _comparison(q: Question) -> Section | None:
+def _comparison(q: _Question) -> Section | None:
     baseline, *others = q.groups
     if not others: return None
     table = comparisons(baseline, others, q.measure, q.n)
     at_most = lambda p: f'{p:.4f}' if p > 1/q.n else f'< {1/q.n:g}'
     shown = table[['p', 'p (Holm)']].map(at_most).assign(**{'trainings ahead': table['trainings ahead']})
     shown.insert(0, f'{q.measure} − baseline', [_points(d) for d in table.to_dict('records')])
-    return Section('comparison', 'Against the baseline', f'{baseline.data}; baseline {baseline.name}. {BASELINE}', table, shown.reset_index())
+    return Section('comparison', 'Against the baseline', f'{baseline.data}; baseline {baseline.name}. {_BASELINE}', table, shown.reset_index())
 
-def _breakdown(q: Question) -> Section:
+def _breakdown(q: _Question) -> Section:
     known = data_of(q.groups[0].runs[0])
     tables = {g.name: breakdown(g, q.measure, known, q.n) for g in q.groups}
     def cell(v: float, lo: float, hi: float) -> str: return f'{v:.1f}' + ('' if np.isnan(lo) else f' [{lo:.1f}, {hi:.1f}]')
@@ -264,7 +263,7 @@ def _breakdown(q: Question) -> Section:
     return Section('breakdown', 'By kind of expression', note, pd.concat(tables, names=['group']), shown, dict(breakdown=show_breakdown(tables, q.measure)))
 
 # %% ../../nbs/67_runs.report.ipynb #d1191663
-def _rules(q: Question) -> Section:
+def _rules(q: _Question) -> Section:
     "Every rule the baseline was measured under, untrained ones too, and how far its own rule is ahead of each."
     group = q.groups[0]
     rules = [r for r in group.runs[0].rows.rule.unique() if all(r in set(o.rows.rule) for o in group.runs)]
@@ -273,10 +272,10 @@ def _rules(q: Question) -> Section:
     table = table.join(pd.DataFrame(ahead).T[['difference', 'lo', 'hi']].add_prefix('ahead '), on='rule') if ahead else table
     shown = pretty_results(table).reset_index('rule').drop(columns='seeds')
     if ahead: shown[f'{group.rule} − rule, {q.measure}'] = [_points(ahead[r]) if r in ahead else '' for r in rules]
-    about = f'{group.data}. {READ} Differences: on the same expressions, paired bootstrap over photos.'
+    about = f'{group.data}. {_READ} Differences: on the same expressions, paired bootstrap over photos.'
     return Section('rules', f'Inference rules, {group.name}', about, table, shown)
 
-def _examples(q: Question) -> Section:
+def _examples(q: _Question) -> Section:
     "Expressions worth a look; with several groups the first two are compared."
     pair = q.groups[:2]
     table = extremes(pair, q.shown)
@@ -286,7 +285,7 @@ def _examples(q: Question) -> Section:
     note = f'{pair[0].data}, the best and the worst of {pair[0].name}, one per photo: {of} in % of the first slot draw of the first training.'
     return Section('examples', 'Expressions', note + ('' if figures else ' No pictures: a model or the photos are not at hand.'), table, text, figures)
 
-def _published(q: Question) -> Section:
+def _published(q: _Question) -> Section:
     "What others published on this data set; nothing of it was measured here."
     group = q.groups[0]
     table, part = beside(group).reset_index(), _incomplete(group)
@@ -295,7 +294,7 @@ def _published(q: Question) -> Section:
     if part: note += f" Ours do not compare: they were measured on a part ({'; '.join(part)})."
     return Section('published', 'Published figures, by others', note, table, table)
 
-SECTIONS = _comparison, _breakdown, _rules, _examples, _published
+_SECTIONS = _comparison, _breakdown, _rules, _examples, _published
 
 # %% ../../nbs/67_runs.report.ipynb #65c04e33
 def _is_called(group: Group, name: str) -> bool:
@@ -341,11 +340,11 @@ def report(
     parts = _by_data(groups, baseline)
     groups = [g for part in parts for g in part]
     table = tabulate(groups, draws)
-    questions = [Question(part, _measure_for(table.loc[[part[0].data]], measure), shown, draws) for part in parts]
+    questions = [_Question(part, _measure_for(table.loc[[part[0].data]], measure), shown, draws) for part in parts]
     sections = [_results(found, groups, table), _recipes(groups)]
     curves = run_curves(groups)
     if curves: sections.append(Section('curves', 'Training', 'One colour per recipe, one line per training.', figures=dict(curves=curves)))
-    for i, q in enumerate(questions, 1): sections += [s and s.numbered(f'-{i}' if len(parts) > 1 else '') for s in (f(q) for f in SECTIONS)]
+    for i, q in enumerate(questions, 1): sections += [s and s.numbered(f'-{i}' if len(parts) > 1 else '') for s in (f(q) for f in _SECTIONS)]
     written = [s for s in sections if s]
     write_report(written, dest)
     return written
