@@ -20,7 +20,7 @@ SWIN = FOUR | dict(embed_dim=12, num_heads=(1, 2, 4, 8))
 PYRAMIDS = {
     'resnet18': {}, 'regnetx_002': {}, 'convnext_atto': FOUR | dict(dims=(8, 16, 24, 32)), 'tf_efficientnet_lite0': {}, 'mobilenetv3_small_050': {},
     'swin_tiny_patch4_window7_224': SWIN, 'swinv2_tiny_window8_256': SWIN, 'hiera_tiny_224': dict(embed_dim=24, stages=(1, 1, 1, 1)),
-    'pvt_v2_b0': FOUR, 'focalnet_tiny_srf': FOUR | dict(embed_dim=16)}
+    'pvt_v2_b0': FOUR, 'focalnet_tiny_srf': {}}
 
 
 def image_config(name, **kw):

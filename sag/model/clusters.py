@@ -106,7 +106,8 @@ class Clusters(nn.Module):
         return torch.stack([self.known[key] for key in keys]).to(features.device, torch.long)
 
     def forward(self, context: Tensor, noise: Any, features: Tensor) -> tuple[Tensor, Tensor]: # (B, h, w, D_in), features (B, h, w, C)
-        labels = (self.recalled if self.training and not torch.compiler.is_compiling() else self.labels)(features) # (B, cuts, h·w)
+        recall = self.training and features.device.type == 'cpu' and not torch.compiler.is_compiling() # a GPU would wait for the keys
+        labels = (self.recalled if recall else self.labels)(features) # (B, cuts, h·w)
         own = torch.cat([F.one_hot(x, k) for x, k in zip(labels.unbind(1), self.cuts, strict=True)], -1).to(context) # (B, h·w, K)
         means = own.transpose(1, 2) @ context.flatten(1, 2)/own.sum(1).clamp(min=1)[..., None] # (B, K, D)
         return means, rearrange(own/len(self.cuts), 'b (h w) k -> b k h w', h=context.shape[1])
