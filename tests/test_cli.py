@@ -104,8 +104,8 @@ def test_no_command_line_ends_in_a_traceback(folder, monkeypatch):
     import sag.runs.papermill
     import sag.runs.sweep
     def stub(*args, **kwargs): raise OSError('stub')
-    for module, name in ((sag.runs.papermill, 'execute'), (sag.runs.sweep, 'sweep'), (sag.bench.bench, '_python'), (sag.bench.bench, 'build'), (sag.docs, 'build_site'),
-                         (sag.explore, 'gradio_app')): monkeypatch.setattr(module, name, stub)
+    for module, name in ((sag.runs.papermill, 'execute'), (sag.runs.sweep, 'sweep'), (sag.bench.bench, '_python'), (sag.bench.bench, 'build'),
+                         (sag.docs, 'build_site'), (sag.explore, 'gradio_app')): monkeypatch.setattr(module, name, stub)
     monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', True)
     rng, options = random.Random(0), {k: [*cli.parser_of(k)._option_string_actions] for k in cli.commands}
     for _ in range(400):
