@@ -19,8 +19,12 @@ import torch.nn.functional as F
 from einops import rearrange
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
+from torch.func import functional_call
 
 from ..config import SaGConfig, change, model_config
+from ..distribute import autocast
 from ..files import atomic, atomic_files, looks_like, read_json
 from .clusters import Clusters, Grid
 from .decoder import Decoder
@@ -186,3 +190,18 @@ class SaG(Pretrained):
         word, text = 'enable' if enable else 'disable', self.text.backbone
         getattr(text, f'activation_checkpointing_{word}', getattr(text, f'gradient_checkpointing_{word}'))() # transformers' new name, its old one
         if self.decoder: self.decoder.checkpointing = enable
+
+    def kept_bytes(self, *inputs: Any, precision: str = 'fp32') -> int: # of `forward`
+        "The memory that the forward pass of a training step keeps for the backward pass. Nothing is computed."
+        found: dict[int, int] = {}
+        def keep(x: Tensor) -> Tensor:
+            found[x.untyped_storage()._cdata] = x.untyped_storage().nbytes()
+            return x
+        with FakeTensorMode(allow_non_fake_inputs=True) as fake, autocast(precision, self.device), saved_tensors_hooks(keep, lambda x: x):
+            weights = {n: fake.from_tensor(p) for n, p in self.named_parameters()}
+            out = functional_call(self, weights, tuple(x if x is None else fake.from_tensor(x) for x in inputs))
+            for w in weights.values(): found.pop(w.untyped_storage()._cdata, None)
+        del out # until here its graph kept every tensor apart
+        return sum(found.values())
+
+
