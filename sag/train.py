@@ -46,7 +46,7 @@ from .evaluate.retrieval import retrieval
 from .files import Lenient, hold, remove_temporary
 from .losses import contrastive_loss, reconstruction_loss
 from .model.encoders import Recall
-from .model.sag import SaG, SaGOutput, load_weights, read_pretrained
+from .model.sag import SaG, SaGOutput, kept_bytes, load_weights, read_pretrained
 from .record import Run, write_record
 
 _log = logging.getLogger(__name__)
@@ -97,7 +97,7 @@ def save_memory(
     if recipe.entities == 'clusters': return change(recipe, checkpointing=False)  # its encoders are frozen and keep nothing
     batch = next(iter(data)).to(model.device)
     inputs = (batch.pixel_values, batch.input_ids, batch.attention_mask, None, batch.features)
-    needed = 3*sum(p.nbytes for p in model.parameters() if p.requires_grad) + 1.2*model.train().kept_bytes(*inputs, precision=recipe.precision)
+    needed = 3*sum(p.nbytes for p in model.parameters() if p.requires_grad) + 1.2*kept_bytes(model.train(), *inputs, precision=recipe.precision)
     tight = needed > free_memory(model.device)
     if tight: model.set_grad_checkpointing()
     _log.info('a step needs %.1f GB: activations are %s', needed/1e9, 'recomputed in the backward pass' if tight else 'kept')
@@ -512,6 +512,15 @@ def advance(
     (training.pending or training.history)[-1]['seconds'] = time.perf_counter() - start
 
 # %% ../nbs/52_train.ipynb #84d22981
+def _settled(
+    recipe: Recipe,
+    run: Run | None,  # to be resumed
+    device: Any,
+) -> Recipe:
+    "What `auto` stands for: in a resumed run, what it stood for before."
+    if run: recipe = change(recipe, **{k: getattr(run.recipe, k) for k in ('precision', 'checkpointing') if getattr(recipe, k) == 'auto'})
+    return change(recipe, precision=precision_here(recipe.precision, device))
+
 def _progress(training: Training) -> Iterator[int]:
     "The steps to take, with a bar that shows the last known losses."
     shown = 'contrastive', 'reconstruction', 'val mIoU'
@@ -552,8 +561,7 @@ def fit(
     "Train a model from image–text pairs; SIGTERM, SIGINT and SIGHUP save the state and raise `Terminated`."
     run, machine = Run(dest), accelerator(recipe, dest)
     check_recipe(recipe, machine.device.type)
-    if resume and run.trained: recipe = change(recipe, **{k: getattr(run.recipe, k) for k in ('precision', 'checkpointing') if getattr(recipe, k) == 'auto'})
-    recipe = change(recipe, precision=precision_here(recipe.precision, machine.device))
+    recipe = _settled(recipe, run if resume and run.trained else None, machine.device)
     own = dict(losses=own_part(losses), step=own_part(step), train=own_part(train), val=own_part(val))
     parts = {k: f'{v.__module__}:{v.__qualname__}' for k, v in own.items() if callable(v)}
     with hold(run.path, '.training.lock') if machine.is_main_process else nullcontext():

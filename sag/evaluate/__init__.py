@@ -27,9 +27,9 @@ from ..metrics import aggregate, as_stack, at_least, bootstrap, box_mask, check_
 from ..predict import RULES, encode_draws, evaluation_mode, full_size, min_max, relevance_of, segment_scores, unknown_words, weigh
 
 # %% auto #0
-__all__ = ['Counts', 'TRIVIAL', 'BLIND', 'ORACLE', 'MEAN', 'COLUMNS', 'NAMES', 'photo_texts', 'photo_batches',
-           'expressions_by_photo', 'Truth', 'truth', 'score_rows', 'trivial_mask', 'random_slot', 'tidy', 'in_order',
-           'evaluate', 'coco_results', 'evaluate_results', 'count_unknown', 'summary', 'summary_line', 'pretty']
+__all__ = ['TRIVIAL', 'BLIND', 'ORACLE', 'MEAN', 'COLUMNS', 'NAMES', 'photo_texts', 'photo_batches', 'expressions_by_photo',
+           'Truth', 'truth', 'score_rows', 'trivial_mask', 'random_slot', 'tidy', 'in_order', 'evaluate',
+           'coco_results', 'evaluate_results', 'count_unknown', 'summary', 'summary_line', 'pretty']
 
 # %% ../../nbs/46_evaluate.ipynb #21bc624d
 def _has_box(
@@ -109,14 +109,14 @@ def truth(
                  stack(lambda e: box_mask(e.box, e.height, e.width)) if _has_box(es[0]) else None)
 
 # %% ../../nbs/46_evaluate.ipynb #ea51cec5
-Counts = dict[str, dict[str, Tensor]]
+_Counts = dict[str, dict[str, Tensor]]
 
 def _counted(
     es: Sequence[Expression],   # T expressions of one photo
     score: Tensor,              # (T,H,W) scores or bool masks
     true: Truth,                # their ground truth
     threshold: float,           # mask = score ≥ threshold
-) -> Counts:                    # for masks and boxes, where there are any, on the device
+) -> _Counts:                    # for masks and boxes, where there are any, on the device
     "Pixels counted; nothing is read, so a GPU need not wait."
     if true.masks is not None: check_shapes(score, true.masks, [_name(e) for e in es])
     return {k: pixel_counts(score, v, threshold) for k, v in true._asdict().items() if v is not None}
@@ -134,9 +134,9 @@ def score_rows(
 
 def _rows(
     es: Sequence[Expression],   # T expressions of one photo
-    counts: Counts,
+    counts: _Counts,
 ) -> list[dict[str, Any]]:      # T rows of plain numbers
-    "Counts read and turned into measures."
+    "_Counts read and turned into measures."
     n = {k: read_counts(v, [_name(e) for e in es]) for k, v in counts.items()}
     cols = measures(n['masks']) if 'masks' in n else {}
     if 'boxes' in n: cols['pointing_box'] = n['boxes']['peak_inside'] / n['boxes']['peak']
@@ -243,7 +243,7 @@ def _batch_counts(
     model: Any, batch: Any, rules: Sequence[str], draws: Sequence[int],     # as `_batch_rows`
     trues: Sequence[Truth],         # of each photo
     threshold: float, keep_masks: bool,
-) -> list[tuple[str, int, int, Counts, Tensor | None]]:     # rule, draw, index b of the photo, counts, and masks (T_b,H,W) where they are kept
+) -> list[tuple[str, int, int, _Counts, Tensor | None]]:     # rule, draw, index b of the photo, counts, and masks (T_b,H,W) where they are kept
     "All that a GPU computes for a batch; the CPU waits for none of it."
     groups, slots, found = expressions_by_photo(batch), [r for r in rules if r not in TRIVIAL], list[Any]()
     scored = _batch_scores(model, batch, slots, draws, trues, threshold) if slots else ()
