@@ -136,7 +136,7 @@ def _rows(
     es: Sequence[Expression],   # T expressions of one photo
     counts: _Counts,
 ) -> list[dict[str, Any]]:      # T rows of plain numbers
-    "_Counts read and turned into measures."
+    "Counts read and turned into measures."
     n = {k: read_counts(v, [_name(e) for e in es]) for k, v in counts.items()}
     cols = measures(n['masks']) if 'masks' in n else {}
     if 'boxes' in n: cols['pointing_box'] = n['boxes']['peak_inside'] / n['boxes']['peak']
