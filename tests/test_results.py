@@ -14,7 +14,7 @@ from sag.masks import read_results, write_json, write_segments
 from sag.predict import as_photo, segment_many, trace
 from sag.small import samples
 
-CAT, COFFEE, ASTRONAUT = (s.path for s in samples())
+TEMPLE, COFFEE, ASTRONAUT = (s.path for s in samples())
 
 
 @pytest.fixture(scope='module')
@@ -39,7 +39,7 @@ def test_words_of_place_count_in_every_way_in(found):
 
 
 def test_round_trip_through_pycocotools(found, tmp_path):
-    many = segment_many([COFFEE, CAT], found.expressions, batch_size=2)
+    many = segment_many([COFFEE, TEMPLE], found.expressions, batch_size=2)
     write_segments(many, json=tmp_path / 'out.json', mask=tmp_path / 'masks')
     alone = COCO(tmp_path / 'out.dataset.json')
     for coco in alone, alone.loadRes(str(tmp_path / 'out.json')):
@@ -57,7 +57,7 @@ def test_batches_and_inputs_agree(found):
     pixels = torch.from_numpy(np.array(photo)).permute(2, 0, 1)
     for image in str(COFFEE), photo, np.array(photo), pixels:
         assert torch.equal(segment(image, found.expressions).scores, found.scores)
-    first, *_ = segment_many([COFFEE, ASTRONAUT, CAT], found.expressions, batch_size=3)
+    first, *_ = segment_many([COFFEE, ASTRONAUT, TEMPLE], found.expressions, batch_size=3)
     assert (first.scores - found.scores).abs().max() < 1e-3
 
 
@@ -87,8 +87,8 @@ def test_what_is_no_photo(image):
 def test_addresses_are_fetched_only_if_allowed(tmp_path, monkeypatch):
     address = 'https://example.org/cat.jpg'
     with pytest.raises(ValueError, match='urls=True'): as_photo(address)
-    monkeypatch.setattr('sag.predict.urlopen', lambda url, timeout: urllib.request.urlopen(CAT.as_uri()))
-    assert as_photo(address, urls=True).size == as_photo(CAT).size
+    monkeypatch.setattr('sag.predict.urlopen', lambda url, timeout: urllib.request.urlopen(TEMPLE.as_uri()))
+    assert as_photo(address, urls=True).size == as_photo(TEMPLE).size
     (page := tmp_path / 'page').write_text('<html>')
     monkeypatch.setattr('sag.predict.urlopen', lambda url, timeout: urllib.request.urlopen(page.as_uri()))
     with pytest.raises(ValueError, match=address): as_photo(address, urls=True)
