@@ -1007,6 +1007,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                            'sag.share.hub_folder': ('share.html#hub_folder', 'sag/share.py'),
                            'sag.share.measurements': ('share.html#measurements', 'sag/share.py'),
                            'sag.share.model_card': ('share.html#model_card', 'sag/share.py'),
+                           'sag.share.model_inputs': ('share.html#model_inputs', 'sag/share.py'),
+                           'sag.share.pipeline': ('share.html#pipeline', 'sag/share.py'),
                            'sag.share.push_to_hub': ('share.html#push_to_hub', 'sag/share.py'),
                            'sag.share.write_onnx': ('share.html#write_onnx', 'sag/share.py')},
             'sag.train': { 'sag.train.Diverged': ('train.html#diverged', 'sag/train.py'),

@@ -24,6 +24,7 @@ from .data.expressions import Expression, by_photo
 from .data.photos import read_photo
 from .figures import panel, panel_aspect, show_segmentation, target_of
 from .files import extra
+from .masks import overlay
 from .metrics import measure
 from .model.sag import SaG
 from .predict import RULES, Slots, Trace, as_model, find_masks, find_slots, photo_files, unknown_words
@@ -190,18 +191,18 @@ def gradio_app(
     "A page to try a model. `ImportError` if gradio is missing."
     gr, explorer = extra('gradio', 'demo'), Explorer(model)
     offered = [(str(p.path), s) for p in photos_of(photos)[:4] for s in p.sentences[:1]]
-    def show(path: str | None, expression: str, draw: int, rule: str, threshold: float) -> Any:
-        if not path or not expression.strip(): return None, None, ''
+    def show(path: str | None, expression: str, threshold: float = .5, rule: str = 'relevance', draw: int = 0) -> Any:
+        if not path or not expression.strip(): return None, '', None, None
         photo, kw = Photo(Path(path)), dict[str, Any](draw=int(draw), rule=rule, threshold=threshold)
-        try:
-            mask = Image.fromarray(explorer.trace(photo, expression, **kw).masks[0].numpy()).convert('L')
-            return Image.open(BytesIO(png(explorer.look(photo, expression, **kw)))), mask, explorer.unknown(expression)
+        try: t, how = explorer.trace(photo, expression, **kw), explorer.look(photo, expression, **kw)
         except (ValueError, OSError) as e: raise gr.Error(str(e)) from None
-    fields = [
-        gr.Image(type='filepath', label='photo', height=300), gr.Textbox(label='expression', placeholder='the left dog'),
-        gr.Number(0, label='draw', precision=0, minimum=0), gr.Radio(list(RULES), value='relevance', label='rule'),
-        gr.Slider(.05, .95, .5, step=.05, label='threshold')]
-    shown = [gr.Image(format='png', label='figure', buttons=['fullscreen', 'download']), gr.Image(format='png', label='mask', buttons=['download']),
-             gr.Textbox(label='note', interactive=False)]
-    return gr.Interface(show, fields, shown, title='Shatter and Gather', examples=[[*o, 0, 'relevance', .5] for o in offered] or None,
+        mask = t.masks[0].numpy()
+        return overlay(t.photo, mask, light=t.scores[0]), explorer.unknown(expression), Image.fromarray(mask).convert('L'), Image.open(BytesIO(png(how)))
+    def picture(label: str, **kw: Any) -> Any: return gr.Image(format='png', label=label, buttons=['fullscreen', 'download'], height=320, **kw)
+    asked = [gr.Image(type='filepath', label='photo', height=320), gr.Textbox(label='expression', placeholder='the left dog')]
+    more = [gr.Slider(.05, .95, .5, step=.05, label='threshold of the mask'), gr.Radio(list(RULES), value='relevance', label='rule of inference'),
+            gr.Number(0, label='draw of the slots', precision=0, minimum=0)]
+    shown = [picture('found'), gr.Textbox(show_label=False, interactive=False, placeholder='words that the model does not know are named here'),
+             picture('mask, to download'), picture('how it was found', show_label=False)]
+    return gr.Interface(show, asked, shown, additional_inputs=more, title='Shatter and Gather', examples=[[*o] for o in offered],
                         live=True, flagging_mode='never', show_progress='minimal', analytics_enabled=False)

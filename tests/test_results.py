@@ -52,6 +52,15 @@ def test_round_trip_through_pycocotools(found, tmp_path):
     assert [np.array_equal(np.asarray(Image.open(p)) > 0, m) for p, m in zip(pictures, found.masks.numpy(), strict=True)] == [True, True]
 
 
+def test_round_trip_through_supervision(found, tmp_path):
+    supervision = pytest.importorskip('supervision', reason='supervision is not installed')
+    write_segments([found], json=tmp_path / 'out.json')
+    data = supervision.DetectionDataset.from_coco(str(COFFEE.parent), str(tmp_path / 'out.dataset.json'), force_masks=True)
+    (_, _, read), = data
+    assert data.classes == found.expressions
+    assert np.array_equal(read.mask, found.masks.numpy())
+
+
 def test_batches_and_inputs_agree(found):
     photo = as_photo(COFFEE)
     pixels = torch.from_numpy(np.array(photo)).permute(2, 0, 1)
@@ -99,3 +108,8 @@ def test_run_lengths_are_what_pycocotools_writes(found):
         theirs = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
         assert record['segmentation'] == dict(size=list(theirs['size']), counts=theirs['counts'].decode())
         assert record['image_id'] == 7 and json.loads(json.dumps(record)) == record
+
+
+def test_an_exported_file_says_that_words_of_place_are_left_out():
+    from sag.share import _exportable
+    with pytest.warns(UserWarning, match='words of place'): _exportable('small', 'pt2')
