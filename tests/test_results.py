@@ -11,7 +11,7 @@ from pycocotools.coco import COCO
 
 from sag import segment
 from sag.masks import read_results, write_json, write_segments
-from sag.predict import as_photo, segment_many, trace
+from sag.predict import as_photo, photo_files, segment_many, trace
 from sag.small import samples
 
 TEMPLE, COFFEE, ASTRONAUT = (s.path for s in samples())
@@ -95,7 +95,8 @@ def test_what_is_no_photo(image):
 
 def test_addresses_are_fetched_only_if_allowed(tmp_path, monkeypatch):
     address = 'https://example.org/cat.jpg'
-    with pytest.raises(ValueError, match='urls=True'): as_photo(address)
+    for read in as_photo, photo_files:
+        with pytest.raises(ValueError, match='urls=True'): read(address)
     monkeypatch.setattr('sag.predict.urlopen', lambda url, timeout: urllib.request.urlopen(TEMPLE.as_uri()))
     assert as_photo(address, urls=True).size == as_photo(TEMPLE).size
     (page := tmp_path / 'page').write_text('<html>')

@@ -91,7 +91,7 @@ def _from_hub(
     "The files of a model on the hub. FileNotFoundError if the hub does not give them."
     from huggingface_hub import snapshot_download  # slow to import, and a folder does not need it
     try: return Path(snapshot_download(name, allow_patterns=['*.json', '*.safetensors', '*.txt']))
-    except (OSError, ValueError) as e: raise FileNotFoundError(f'{name} is neither a folder nor a model that the hub gives us: {e}') from None
+    except (OSError, ValueError) as e: raise FileNotFoundError(f'{name} is neither a folder nor on the hub: {str(e).splitlines()[0]}') from None
 
 def read_pretrained(
     source: str | Path, # folder written by `save_pretrained`, a hub id, or `small`, which the package brings
