@@ -115,6 +115,7 @@ def prepare(
     split_by: str = '',  # whose split, such as unc, google or umd (default: the usual one)
     images: str = '',  # the photos' folder (default: where such data sets have it)
     download: bool = False,  # first fetch what has a public address
+    photos: str = '',  # of COCO's photos, fetch and use only so many, or those whose numbers a file lists: 1000 are 160 MB, all are 13.5 GB
     check: bool = False,  # decode every photo and mask, and list what is wrong
     layout: str = 'table',  # what to write: `table`, or `npz` as the released code does
     split: str = 'train',  # -t: for npz, the split to write
@@ -126,8 +127,9 @@ def prepare(
     name, by = released_sets.get(dataset, (dataset, split_by))
     if layout not in ('table', 'npz'): raise ValueError(f"layout={layout!r}; choose 'table' or 'npz'")
     data, by = sets.find_set(name, by)
-    if download: _fetch(name, root)
-    with _hint(name, root): table = sets.prepare_table(name, root, by, images or None)
+    if photos or download: _fetch(name, root, bool(photos))
+    with _hint(name, root): table = sets.prepare_table(name, root, by, images or None, photos_of=photos)
+    if photos: _fetch_photos(table.photo_files())
     print(sets.count_splits(table, data.published[by]).to_string(na_rep=''), '\n')
     if check: _complain(sets.find_problems(table), Path(root)/'prepared'/f'{name}.problems.csv')
     return repr(table) if layout == 'table' else f'written: {_write_npz(table, dataset, root, split, embeddings)}'
@@ -141,10 +143,24 @@ def _hint(name: str, root: str | os.PathLike) -> Iterator[None]:
         raise FileNotFoundError(f"{str(e).rstrip('.')}; `sag prepare --dataset {name} --root {root} --download` fetches it") from None
 
 # %% ../nbs/82_cli.ipynb #5fb8827b
-def _fetch(name: str, root: str) -> None:
+def _fetch(
+    name: str,  # of a data set
+    root: str,
+    annotations: bool = False,  # those alone, and an empty folder for photos of COCO
+) -> None:
     "Download a data set, and say what has to be fetched by hand."
-    from sag.data.download import download
-    for line in download(name, root): print('by hand:', line)
+    from sag.data.download import download, needed
+    wanted = [s.name for s in needed(name)]
+    if annotations:
+        if 'train2014.zip' not in wanted: raise ValueError(f'--photos is for data sets with photos of COCO, and {name} has others')
+        wanted.remove('train2014.zip')
+        (Path(root)/'coco/images/train2014').mkdir(parents=True, exist_ok=True)
+    for line in download(wanted, root): print('by hand:', line)
+
+def _fetch_photos(photos: list[Path]) -> None:
+    "Fetch what is missing of a part's photos."
+    from sag.data.download import fetch_photos
+    print(f'{fetch_photos(photos):,} of {len(photos):,} photos fetched')
 
 def _complain(
     problems: list,  # what `sag.data.sets.find_problems` found
@@ -182,9 +198,9 @@ def _check_data(
     *splits: str,  # further ones
 ) -> None:
     "FileNotFoundError for annotations that are missing, ValueError for a split that a published data set does not have."
-    from sag.data.sets import find_set, prepared_file
+    from sag.data.sets import find_set, named_parts, prepared_file
     asked = [s for o in (r.train_split, r.val_split, *splits) for s in o.split('+') if o not in ('', 'auto', 'all')]
-    for name in r.dataset.split(','):
+    for name in named_parts(r.dataset, *(s for o in (r.val_split, *splits) for s in o.split('+') if s not in ('', 'auto', 'all'))):
         data, by = find_set(name, r.split_by)
         wrong = [s for s in asked if data.published[by] and s not in data.published[by]]
         if wrong: raise ValueError(f'{name} has no split {wrong[0]!r}; there are {", ".join(data.published[by])}')

@@ -126,6 +126,7 @@ class Data:
     cache_features: bool = False  # frozen image backbone: write its features to disk once; a frozen text encoder's are kept in memory
     feature_dir: str = 'data/features'  # where cached features and photos lie
     cache_photos: bool = False  # write the squashed photos to one file once, into `feature_dir`
+    bad_samples: int = _number(100)  # of a stream: samples that cannot be used, and are left out, before training gives up
     workers: int = _number(0)  # processes that decode photos
 
 # %% ../nbs/00_config.ipynb #11488a55
