@@ -175,7 +175,8 @@ def _card(run: Run, name: str, license: str) -> str:
     record, found = run.record, measurements(run)
     results = [o for title, facts in found.items() for o in _eval_results(title, facts)]
     head = ModelCardData(
-        library_name='sag', license=license or None, datasets=sorted({n for n, _ in parts_of(record['recipe']['dataset']) if not n.startswith('wds:')}), pipeline_tag='image-segmentation',
+        library_name='sag', license=license or None, pipeline_tag='image-segmentation',
+        datasets=sorted({n for n, _ in parts_of(record['recipe']['dataset']) if not n.startswith('wds:')}),
         tags=['referring-image-segmentation', 'weakly-supervised', 'slot-attention'], model_name=name, eval_results=results or None)
     photos = f', {len(run.train_photos):,} photos' if run.train_photos else ''
     measures = '\n'.join(_measured(title, facts) for title, facts in found.items()) or 'Nothing was measured.\n'

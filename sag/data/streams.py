@@ -21,10 +21,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from ..files import atomic
 from .captions import spans
 from .expressions import Expression, Expressions, id_number, sentence_text
 from .photos import read_photo
-from ..files import atomic
 
 # %% ../../nbs/22_data.streams.ipynb #59039782
 _PHOTOS, _TEXTS = ('jpg', 'jpeg', 'png', 'webp'), ('txt', 'json')
