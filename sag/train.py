@@ -37,12 +37,12 @@ from tqdm import tqdm
 
 from .checkpoint import Terminated, checkpoints, newest, random_state, save, set_random_state, terminable
 from .config import Recipe, change, to_json
-from .data.batches import Batch, PhotoTexts, SourceTexts, at_least_float32, cache_photos, load_tokenizer, loader, text_limit, word_tokenizer
+from .data.batches import Batch, PhotoTexts, StreamTexts, at_least_float32, cache_photos, load_tokenizer, loader, text_limit, word_tokenizer
 from .data.expressions import Expressions
 from .data.features import Features, cache_features
 from .data.phrases import same_text, to_phrases
 from .data.sets import leak, load
-from .data.streams import Source
+from .data.streams import Pairs
 from .distribute import everyone, share_slots, turn, weight
 from .evaluate import evaluate, summary
 from .evaluate.retrieval import retrieval
@@ -65,7 +65,7 @@ def training_texts(
 ) -> Expressions:
     "What a model is trained on: captions, their noun phrases, or both."
     found = load_data(recipe, recipe.train_split)
-    return found if isinstance(found, Source) else to_phrases(found, recipe.captions)  # a source cuts its captions as they come
+    return found if isinstance(found, Pairs) else to_phrases(found, recipe.captions)  # a source cuts its captions as they come
 
 def test_split(
     recipe: Recipe,  # its data set
@@ -99,10 +99,10 @@ def batches(
 ) -> Any:  # a loader of `Batch` with `set_epoch`
     "The training's batches; photos that fit in memory, or into `cache_photos`' file, are decoded once."
     c, r = model.config, recipe
-    if isinstance(expressions, Source):
+    if isinstance(expressions, Pairs):
         fits = partial(_fitting, model=SimpleNamespace(tokenizer=model.tokenizer, config=c), policy=r.long_text)
         n = 1 if r.group == 'expression' else r.texts_per_photo
-        stream = SourceTexts(expressions, model.tokenizer, c.image_size, c.image_mean, c.image_std, n, r.captions, fits, r.seed)
+        stream = StreamTexts(expressions, model.tokenizer, c.image_size, c.image_mean, c.image_std, n, r.captions, fits, r.seed)
         return loader(stream, r.batch_size, r.seed, workers=r.workers, turn=turn(), bad_samples=r.bad_samples)
     kept: Any = recipe.workers == 0 and len(expressions.photo_files())*3*c.image_size**2 < 2e9  # bytes
     if recipe.cache_photos and features is None: kept = cache_photos(expressions, c.image_size, recipe.feature_dir)
@@ -421,7 +421,7 @@ def keep_to_limit(
     policy: str,  # long_text: what is too long is an `error`, is `cut` after a word, or is `skip`ped
 ) -> tuple[Expressions, int]:  # expressions that fit, and how many did not
     "Expressions that the text encoder can take."
-    if isinstance(expressions, Source): return expressions, 0  # sample by sample, see `batches`
+    if isinstance(expressions, Pairs): return expressions, 0  # sample by sample, see `batches`
     limit = text_limit(model) or sys.maxsize
     def tokens(sentence: str) -> int: return len(model.tokenizer(sentence, verbose=False)['input_ids'])
     long = {s: n for s in dict.fromkeys(e.sentence for e in expressions) if len(s) >= limit - 1 and (n := tokens(s)) > limit}
@@ -463,9 +463,9 @@ def _expressions(part: Any, usual: Callable[[Recipe], Expressions], recipe: Reci
     part = usual if part is None else part
     return part(recipe) if callable(part) else part
 
-def _vocabulary(recipe: Recipe, texts: Expressions | Source) -> list[str]:
+def _vocabulary(recipe: Recipe, texts: Expressions | Pairs) -> list[str]:
     "The sentences that a tokenizer of whole words knows: all, or those of a stream's first samples."
-    if not isinstance(texts, Source): return [e.sentence for e in texts]
+    if not isinstance(texts, Pairs): return [e.sentence for e in texts]
     if recipe.cache_features or recipe.cache_photos:
         raise ValueError('cache_features and cache_photos are for photos that come again: set both to False for a stream')
     return [e.sentence for e in to_phrases(texts.head(10_000), recipe.captions)] if recipe.text_encoder == 'words' else []

@@ -17,7 +17,7 @@ import sag.data.download as download
 from sag.cli import _check_data
 from sag.cli import prepare as prepare_command
 from sag.config import change
-from sag.data.batches import SourceTexts, loader, word_tokenizer
+from sag.data.batches import StreamTexts, loader, word_tokenizer
 from sag.data.sets import DATASETS, load
 from sag.data.streams import Listed, Mixture, Stream, find_shards
 from sag.data.synthetic import write_scenes
@@ -120,7 +120,7 @@ def test_killed_process(tiny, whole, tmp_path):
 
 
 def order(source, rank=0, ranks=1, epoch=0, skip=0, workers=0, size=4):
-    data = SourceTexts(source, word_tokenizer(['a dog']), 32, texts_per_photo=1, seed=7)
+    data = StreamTexts(source, word_tokenizer(['a dog']), 32, texts_per_photo=1, seed=7)
     dl = loader(data, size, workers=workers, turn=(rank, ranks), bad_samples=100)
     dl.set_epoch(epoch, skip)
     return [[e.sent_id for e in b.expressions] for b in dl]
@@ -204,7 +204,7 @@ def test_memory_does_not_grow(shards):
     "Samples come and go: after the first pass, a hundred more add less than they would fill if they stayed."
     psutil = pytest.importorskip('psutil')
     stream, me = Stream(find_shards(str(shards)), window=2), psutil.Process()
-    data = SourceTexts(stream, word_tokenizer(['a dog']), 128, texts_per_photo=1)
+    data = StreamTexts(stream, word_tokenizer(['a dog']), 128, texts_per_photo=1)
 
     def passes(n):
         for epoch in range(n):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['load_tokenizer', 'word_tokenizer', 'text_limit', 'tokenizer_of', 'tokenize', 'pad', 'squash', 'normalise',
-           'image_transform', 'Stored', 'cache_photos', 'Batch', 'Item', 'PhotoTexts', 'SourceTexts',
+           'image_transform', 'Stored', 'cache_photos', 'Batch', 'Item', 'PhotoTexts', 'StreamTexts',
            'at_least_float32', 'Collate', 'Order', 'Loader', 'loader', 'Expression', 'Expressions']
 
 # %% ../../nbs/25_data.batches.ipynb #557cdf88
@@ -27,7 +27,7 @@ from tqdm import tqdm
 from .caches import Rows, new_rows
 from .expressions import Expression, Expressions, sentence_text
 from .phrases import to_phrases
-from .streams import Source
+from .streams import Pairs
 
 # %% ../../nbs/25_data.batches.ipynb #51cca66b
 _all_ = ['Expression', 'Expressions']
@@ -268,10 +268,10 @@ def _item(data: PhotoTexts, i: int) -> Item:
     return replace(it, features=torch.as_tensor(data.features[it.photo]))
 
 # %% ../../nbs/25_data.batches.ipynb #7d1e0a02
-class SourceTexts(Dataset):
+class StreamTexts(Dataset):
     "Photos of a source with their texts: item i is one photo with one or several texts."
     def __init__(self,
-        source: Source,
+        source: Pairs,
         tokenizer: Any,  # a transformers tokenizer
         image_size: int = 384,  # side of the squashed photo, pixels
         mean: Sequence[float] = (.5, .5, .5),  # per channel: see `normalise`
@@ -293,7 +293,7 @@ class SourceTexts(Dataset):
             except ValueError as e: bad.append(str(e))
         raise ValueError(f'{len(bad)} samples in a row cannot be used; the first: {bad[0]}')
 
-def _sampled(data: SourceTexts, i: int) -> Item:
+def _sampled(data: StreamTexts, i: int) -> Item:
     "Item i of a source. ValueError where its photo or its texts cannot be used."
     sample = data.expressions.sample(i, data.epoch, data.seed)
     texts = data.fit(to_phrases(Expressions(sample.expressions), data.captions))
@@ -365,7 +365,7 @@ class Loader(DataLoader):
         self.dataset.set_epoch(epoch) # type: ignore[attr-defined]
 
 def loader(
-    dataset: 'PhotoTexts | SourceTexts',
+    dataset: 'PhotoTexts | StreamTexts',
     batch_size: int,  # items in a batch: B
     seed: int = 0,  # of the order
     shuffle: bool = True,
@@ -377,7 +377,7 @@ def loader(
     "Batches of a data set."
     if drop_last and len(dataset) < batch_size*turn[1]: raise ValueError(
         f'{len(dataset)} items make no batch of {batch_size*turn[1]}: no step would be taken. Lower the batch size, or pass drop_last=False.')
-    shuffle &= not isinstance(dataset, SourceTexts)  # a source has its own order
+    shuffle &= not isinstance(dataset, StreamTexts)  # a source has its own order
     made = Loader(dataset, batch_sampler=Order(len(dataset), batch_size, seed, shuffle, drop_last, turn), num_workers=workers,
                   collate_fn=Collate(dataset.pad_id, dataset.mean, dataset.std), generator=torch.Generator().manual_seed(seed),
                   pin_memory=torch.cuda.is_available())
