@@ -358,7 +358,8 @@ class Loader(DataLoader):
         for batch in super().__iter__():
             self.bad = (*self.bad, *batch.bad)
             if len(self.bad) > self.allowed: raise ValueError(
-                f'{len(self.bad)} samples cannot be used, {self.allowed} are allowed; the last: {self.bad[-1]}. Mend the data, or raise bad_samples')
+                f"{len(self.bad)} samples cannot be used, {self.allowed} are allowed; the last: {self.bad[-1].rstrip('.')}. "
+                'Mend the data, or raise bad_samples')
             yield batch
     def set_epoch(self, epoch: int, skip: int = 0) -> None:
         self.batch_sampler.set_epoch(epoch, skip) # type: ignore[attr-defined, union-attr]
