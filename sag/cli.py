@@ -306,7 +306,7 @@ def evaluate(
     local = Path(model or predictions).exists()
     if not (local or model == 'small' or re.fullmatch(r'[\w.-]+/[\w.-]+', model)):
         raise FileNotFoundError(f'{model} is neither a file or folder nor a hub id')
-    if dataset: _check_data(change(Recipe(), dataset=dataset, root=root, split_by=split_by, train_split=split, val_split=''))
+    if dataset: _check_data(change(Recipe(), dataset=dataset, root=root, split_by=split_by, train_split=split, val_split=''), split)
     from sag.runs.papermill import run
     dest = dest or f'{model if model and Path(model).is_dir() else "runs/" + Path(model or predictions).stem}/{dataset}-{split}'
     done = run('evaluate', dest, model=str(Path(model).resolve()) if model and local else model, predictions=predictions and str(Path(predictions).resolve()),

@@ -353,7 +353,8 @@ class Order(Sampler[list[int]]):
 # %% ../../nbs/25_data.batches.ipynb #548d4a4e
 class Loader(DataLoader):
     "A DataLoader that tells its order and its data set which epoch it is, and its order how many batches to leave out; it counts bad samples."
-    bad, allowed = (), 0  # messages of bad samples, and how many there may be
+    bad: tuple[str, ...] = ()  # what was wrong with samples that were left out
+    allowed = 0  # how many there may be
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         for batch in super().__iter__():
             self.bad = (*self.bad, *batch.bad)

@@ -112,7 +112,8 @@ def load_grit(
             x1, y1, x2, y2 = (float(v)*side for v, side in zip(s[2:6], (w, h, w, h), strict=True))
             own, box = id_number(f'{number}/{k}'), box_of([x1, y1, x2 - x1, y2 - y1], h, w)
             if len(s) < 7 or s[6] >= score:
-                yield Expression(own, *spans(r['caption'], [s]), own, (own,), number, image, h, w, boxes=(box,) if box else ())
+                text, = spans(r['caption'], [s])
+                yield Expression(own, text, own, (own,), number, image, h, w, boxes=(box,) if box else ())
     return with_photos((e for f in files for e in _entries(f, spoken)), folder)
 
 # %% ../../nbs/18_data.corpora.ipynb #b4abdcbc

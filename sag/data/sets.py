@@ -247,7 +247,7 @@ def _load_stream(
     "A stream or a mixture; of a split that is not trained on, the published sets alone."
     if not {'train', 'all'} & {*split.split('+')}: return load(','.join(named_parts(name, split)))
     parts = parts_of(name)
-    sources = [Stream(find_shards(n.removeprefix('wds:'))) if n.startswith('wds:') else Listed(load(n)) for n, _ in parts]
+    sources: list[Pairs] = [Stream(find_shards(n.removeprefix('wds:'))) if n.startswith('wds:') else Listed(load(n)) for n, _ in parts]
     return sources[0] if parts[0][1] is None and len(parts) == 1 else Mixture(sources, [1 if w is None else w for _, w in parts])
 
 # %% ../../nbs/23_data.sets.ipynb #bae7a88a

@@ -206,8 +206,8 @@ _BLOCK = 1000  # samples whose parts are shuffled together
 @dataclass(eq=False)
 class Mixture(Pairs):
     "Several sources, of each as many samples an epoch as its weight says."
-    parts: list[Pairs]
-    weights: list[float]  # of each part: which share of it an epoch shows
+    parts: Sequence[Pairs]
+    weights: Sequence[float]  # of each part: which share of it an epoch shows
 
     def __post_init__(self):
         order = sorted(range(len(self.parts)), key=lambda p: -self.weights[p]*len(self.parts[p]))  # the largest first: see `_shown`
