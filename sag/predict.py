@@ -168,7 +168,8 @@ SUFFIXES = {'.jpg', '.jpeg', '.png', '.webp', '.bmp', '.tif', '.tiff'}
 def photo_files(
     source: str | PathLike,     # a photo's file, or a folder
 ) -> list[Path]:                # at least one
-    "The photos of a folder at any depth, by name, or the one file. `FileNotFoundError` if there is none."
+    "The photos of a folder at any depth, by name, or the one file. `FileNotFoundError` if there is none, `ValueError` for an address."
+    if str(source).startswith(('http://', 'https://')): raise ValueError(f'{source} is an address; pass urls=True (--urls) to fetch it')
     path = Path(source)
     found = sorted(o for o in path.rglob('*') if o.suffix.lower() in SUFFIXES and o.is_file()) if path.is_dir() else [path] * path.is_file()
     if not found: raise FileNotFoundError(f'no photo in {str(source)!r}; give a photo, or a folder with photos ({" ".join(sorted(SUFFIXES))})')

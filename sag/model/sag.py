@@ -89,14 +89,20 @@ def _tokenizer(folder: Path) -> Any:
     try: return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as e: raise ValueError(f'{folder}: the tokenizer needs code or files that are not in the folder ({str(e).splitlines()[0]})') from None
 
+def _from_hub(
+    name: str, # such as me/model
+) -> Path: # a folder
+    "The files of a model on the hub. FileNotFoundError if the hub does not give them."
+    from huggingface_hub import snapshot_download  # slow to import, and a folder does not need it
+    try: return Path(snapshot_download(name, allow_patterns=['*.json', '*.safetensors', '*.txt']))
+    except (OSError, ValueError) as e: raise FileNotFoundError(f'{name} is neither a folder nor on the hub: {str(e).splitlines()[0]}') from None
+
 def read_pretrained(
     source: str | Path, # folder written by `save_pretrained`, a hub id, or `small`, which the package brings
 ) -> tuple[SaGConfig, dict[str, Tensor], Any]: # configuration, weights, tokenizer or None
     "The files of a saved model. Missing or foreign ones are a FileNotFoundError or ValueError that names them."
-    from huggingface_hub import snapshot_download
     if str(source) == 'small': source = str(resources.files('sag')/'small') # comes with the package
-    try: path = Path(source) if Path(source).exists() else Path(snapshot_download(str(source), allow_patterns=['*.json', '*.safetensors', '*.txt']))
-    except (OSError, ValueError) as e: raise FileNotFoundError(f'{source} is neither a folder nor a model that the hub gives us: {e}') from None
+    path = Path(source) if Path(source).exists() else _from_hub(str(source))
     for name in 'config.json', 'model.safetensors':
         if not (path/name).is_file(): raise FileNotFoundError(f'{path/name} is missing; {source} is no saved SaG model')
     config = read_config(path/'config.json')
