@@ -14,7 +14,6 @@ from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
-from urllib.request import urlopen
 
 import numpy as np
 import torch
@@ -24,7 +23,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from .data.batches import at_least_float32, image_transform, load_tokenizer, pad, text_limit, tokenize, tokenizer_of
-from .data.photos import read_photo, upright
+from .data.download import open_web as urlopen
+from .data.photos import read_photo, to_rgb, upright
 from .masks import Segments
 from .model.sag import SaG
 from .place import placed
@@ -151,12 +151,12 @@ def as_photo(
         if urls: return _fetch_photo(image)
         raise ValueError(f'{image} is an address; pass urls=True to fetch it')
     if isinstance(image, (str, PathLike)): return read_photo(image)
-    if isinstance(image, Image.Image): return upright(image, None).convert('RGB')
+    if isinstance(image, Image.Image): return to_rgb(upright(image))
     if isinstance(image, Tensor) and image.ndim == 3 and len(image) in (1, 3):
         image = image.detach().cpu().permute(1, 2, 0).expand(-1, -1, 3)
         if image.is_floating_point() and 0 <= image.min() and image.max() <= 1: image = image.mul(255).round().byte()
     a = np.asarray(image)
-    if a.dtype == np.uint8 and a.size and (a.ndim == 2 or (a.ndim == 3 and a.shape[2] in (3, 4))): return Image.fromarray(a).convert('RGB')
+    if a.dtype == np.uint8 and a.size and (a.ndim == 2 or (a.ndim == 3 and a.shape[2] in (3, 4))): return to_rgb(Image.fromarray(a))
     raise TypeError('a photo is a path, a PIL image, a uint8 array (H,W), (H,W,3|4) or a tensor (3,H,W), '
                     f'not {type(image).__name__} {a.dtype} {a.shape}')
 

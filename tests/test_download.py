@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from sag.data.download import Corrupt, DownloadError, Gone, Source, fetch
+from sag.predict import as_photo
 
 QUIET = dict(bar=False, wait=0, tries=1, timeout=5)
 
@@ -61,6 +62,7 @@ def redirect(to):
 def test_only_the_web_is_followed(serve, tmp_path, to):
     with pytest.raises(OSError, match=r'not followed|not allowed') as e: fetch(serve(redirect(to)), tmp_path/'x.zip', **QUIET)
     assert isinstance(e.value, DownloadError)
+    with pytest.raises(ValueError, match='cannot be fetched'): as_photo(serve(redirect(to)), urls=True)
     with pytest.raises(Gone, match='only http and https'): fetch(Source('x.zip', to), tmp_path/'x.zip', **QUIET)
     assert not list(tmp_path.iterdir())
 
@@ -85,7 +87,8 @@ def test_no_more_is_taken_than_was_stated(serve, server, tmp_path, announced):
     assert max(most, default=0) <= len(server.data) and not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize('note', ['', '{"url": ', '[]', 'null', '{}', '{"url": 5, "total": [], "mark": null}', b'\xff\xfe', 'total -5', 'total 0', 'total true', 'mark 5'])
+@pytest.mark.parametrize('note', [
+    '', '{"url": ', '[]', 'null', '{}', '{"url": 5, "total": [], "mark": null}', b'\xff\xfe', 'total -5', 'total 0', 'total true', 'mark 5'])
 def test_any_leftover_is_recovered_from(serve, server, tmp_path, note):
     url = serve()
     if isinstance(note, str) and note.startswith(('total', 'mark')):

@@ -67,11 +67,19 @@ def test_weights_file_that_does_not_fit(file, message, tmp_path):
     with pytest.raises(ValueError, match=message): ImageEncoder(SaGConfig(image_encoder='resnet18', image_size=64), str(path))
 
 
-def test_prefix_is_stripped_and_said(tmp_path, caplog):
+@pytest.mark.parametrize('prefix', ['backbone.', 'module.encoder_q.', '_orig_mod.module.visual.trunk.'])
+def test_prefix_is_stripped_and_said(tmp_path, caplog, prefix):
     own = timm.create_model('resnet18').state_dict()
-    save_file({f'backbone.{n}': w for n, w in own.items()} | {'head.weight': torch.ones(3)}, tmp_path/'w.safetensors')
+    save_file({f'{prefix}{n}': w for n, w in own.items()} | {'head.weight': torch.ones(3)}, tmp_path/'w.safetensors')
     with caplog.at_level(logging.WARNING): encoder = ImageEncoder(SaGConfig(image_encoder='resnet18', image_size=64), str(tmp_path/'w.safetensors'))
-    assert "prefix 'backbone.'" in caplog.text and encoder.backbone.conv1.weight.equal(own['conv1.weight'])
+    assert f'prefix {prefix!r}' in caplog.text and encoder.backbone.conv1.weight.equal(own['conv1.weight'])
+
+
+def test_two_models_in_a_file_are_not_guessed(tmp_path):
+    own = timm.create_model('resnet18').state_dict()
+    save_file({f'{who}.{n}': w.clone() for who in ('student', 'teacher') for n, w in own.items()}, tmp_path/'w.safetensors')
+    with pytest.raises(ValueError, match="several such models, '(student|teacher).' and"):
+        ImageEncoder(SaGConfig(image_encoder='resnet18', image_size=64), str(tmp_path/'w.safetensors'))
 
 
 def test_a_weights_file_leaves_the_random_state(tmp_path):

@@ -120,6 +120,17 @@ def test_spoilt_weights_files(folder, saved):
         else: assert model.state_dict().keys() == saved[1].state_dict().keys()
 
 
+def test_a_flipped_bit_is_noticed(folder, saved):
+    path = folder/'model.safetensors'
+    data = path.read_bytes()
+    header = 8 + int.from_bytes(data[:8], 'little')
+    for place in range(header, len(data), 997):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 1 << place % 8]) + data[place + 1:])
+        with pytest.raises(ValueError, match='model.safetensors is damaged, its checksum does not fit'): SaG.from_pretrained(folder)
+    save_file(saved[1].state_dict(), path)  # without a checksum, as before there were any
+    assert all(w.equal(saved[1].state_dict()[n]) for n, w in SaG.from_pretrained(folder).state_dict().items())
+
+
 def checkpoint(**kw): return dict(args=argparse.Namespace(lr=1e-5, root=Path('data')), epoch=1, iou=np.float64(31.4), model={'w': torch.arange(300.)}) | kw
 
 

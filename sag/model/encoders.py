@@ -98,8 +98,20 @@ def _pyramid_backbone(
     return timm.create_model(config.image_encoder, features_only=True, out_indices=levels, **args, **weights)
 
 # %% ../../nbs/31_model.encoders.ipynb #6ff9a6e1
-_PREFIXES = '', 'module.', 'model.', 'backbone.', 'encoder.', 'visual.', 'image.backbone.', '_orig_mod.'
 _log = logging.getLogger(__name__)
+
+def _prefix(
+    state: Iterable[str], # names in a file
+    known: set[str], # the model's own
+    source: str, # the file, for the message
+) -> str: # such as 'module.' or 'module.backbone.', or ''
+    "What stands before the model's own names. A file with several such models is a ValueError."
+    told = sorted(known, key=len)[-9:] # the longest names tell most
+    ends = {'': 0} | {n.removesuffix(k): 0 for n in state for k in told if n.endswith(f'.{k}')}
+    fits = {p: sum(n.startswith(p) and n.removeprefix(p) in known for n in state) for p in ends}
+    best, *others = sorted(fits, key=lambda p: -fits[p])
+    if others and fits[best] == fits[others[0]] > 0: raise ValueError(f'{source} holds several such models, {best!r} and {others[0]!r}: save one of them')
+    return best
 
 def _read_weights(
     path: str | Path, # .safetensors, or a PyTorch file
@@ -112,11 +124,10 @@ def _read_weights(
     except Exception as e: raise ValueError(f'{path} is no weights file but {looks_like(path)} ({str(e).splitlines()[0]})') from None
     if not all(isinstance(v, Tensor) for v in state.values()): raise ValueError(f'{path} holds more than named tensors; save a state_dict')
     if bad := next((n for n, v in state.items() if v.is_floating_point() and not v.isfinite().all()), None): raise ValueError(f'{path}: {bad} is not finite')
-    known = set(names)
-    found = {p: {n.removeprefix(p): v for n, v in state.items() if n.startswith(p)} for p in _PREFIXES}
-    best = max(_PREFIXES, key=lambda p: len(known & found[p].keys()))
-    if best: _log.warning('%s: the prefix %r of %d names is stripped', path, best, len(found[best]))
-    return found[best]
+    prefix = _prefix(state, set(names), str(path))
+    found = {n.removeprefix(prefix): v for n, v in state.items() if n.startswith(prefix)}
+    if prefix: _log.warning('%s: the prefix %r of %d names is stripped', path, prefix, len(found))
+    return found
 
 def load_backbone(
     build: Callable[..., nn.Module], # takes the arguments of `timm.create_model` that choose weights
