@@ -177,7 +177,7 @@ def atomic(
         os.chmod(tmp, 0o666 & ~_umask)  # some libraries write for the owner alone
         os.replace(tmp, path)
     except Exception as e:
-        if getattr(e, 'errno', 0) not in _FULL and not re.search(r'code: (28|27|122)\b', str(e)): raise  # as Rust says it
+        if getattr(e, 'errno', 0) not in _FULL and not re.search(r'os error (28|27|122)\b', str(e)): raise  # as Rust says it
         raise OSError(errno.ENOSPC, f'{path} cannot be written, the disk is full or its quota used up: make room') from e
     finally:
         tmp.unlink(missing_ok=True)
