@@ -145,7 +145,8 @@ COCO = '{{"images": [{{"id": "7", "file_name": "a.jpg"}}], "annotations": [{{"id
 
 @pytest.mark.filterwarnings('ignore:.*is not UTF-8')
 @pytest.mark.parametrize('name, text, wanted', [
-    ('captions.csv', 'image,caption\na.jpg,A dog, a cat\n', ['A dog, a cat']), ('captions.csv', 'image,caption\na.jpg,"A dog\na.jpg,A cat\n', 'line 2: a quote'),
+    ('captions.csv', 'image,caption\na.jpg,A dog, a cat\n', ['A dog, a cat']),
+    ('captions.csv', 'image,caption\na.jpg,"A dog\na.jpg,A cat\n', 'line 2: a quote'),
     ('captions.csv', 'image,caption\na.jpg,"A dog\n' + 'a.jpg,A cat\n'*20_000, 'line 2: a quote'), ('captions.csv', 'image,caption\na.jpg,A d\0og\n', 'NUL'),
     ('captions.csv', 'image,caption\na.jpg,café\n'.encode('cp1252'), ['café']), ('captions.csv', 'image,caption\na.jpg,A dog\n'.encode('utf-16'), ['A dog']),
     ('x.token', 'a.jpg#0\tA dog\u2028runs\n', ['A dog\u2028runs']), ('results.csv', 'image_name| n| comment\na.jpg| 0| A dog, a cat\n', ['A dog, a cat']),
@@ -163,7 +164,8 @@ def test_captions_are_whole_or_an_error(tmp_path, name, text, wanted):
 @pytest.mark.parametrize('spoil, message', [
     ((500, b'\xff'*20), 'broken'), ((52, b'\xff'*8), 'broken'), ((6, struct.pack('<H', 1)), 'Unpack it yourself'), ((8, struct.pack('<H', 9)), '7-Zip')])
 def test_archives_are_whole_or_an_error(tmp_path, spoil, message):
-    with zipfile.ZipFile(tmp_path/'x.zip', 'w', zipfile.ZIP_DEFLATED) as z: z.writestr('refclef\\instances.json', np.random.default_rng(0).bytes(2000) + b'a'*20_000)
+    content = np.random.default_rng(0).bytes(2000) + b'a'*20_000
+    with zipfile.ZipFile(tmp_path/'x.zip', 'w', zipfile.ZIP_DEFLATED) as z: z.writestr('refclef\\instances.json', content)
     whole, (place, data) = bytearray((tmp_path/'x.zip').read_bytes()), spoil
     unpack(tmp_path/'x.zip', tmp_path/'out', bar=False)
     assert (tmp_path/'out/refclef/instances.json').stat().st_size == 22_000
