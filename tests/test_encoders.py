@@ -4,7 +4,7 @@ import logging
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from sag.config import SaGConfig
 from sag.data.batches import text_limit
@@ -163,7 +163,12 @@ def test_text_weights_that_do_not_fit(tmp_path):
     from transformers import BertConfig, BertModel
     BertModel(BertConfig(**BERT | dict(num_hidden_layers=1))).save_pretrained(tmp_path)
     settings = json.loads((tmp_path/'config.json').read_text())
+    state = load_file(tmp_path/'model.safetensors')
+    save_file({n: w*torch.nan if 'word_embeddings' in n else w for n, w in state.items()}, tmp_path/'model.safetensors', dict(format='pt'))
+    with pytest.raises(ValueError, match='lacks 1 weights: embeddings.word_embeddings.weight .not finite'):
+        text_backbone(SaGConfig(text_encoder=str(tmp_path)), 'pretrained')
     (tmp_path/'config.json').write_text(json.dumps(settings | dict(num_hidden_layers=2)))
+    save_file(state, tmp_path/'model.safetensors', dict(format='pt'))
     with pytest.raises(ValueError, match='lacks 16 weights: encoder.layer.1'): text_backbone(SaGConfig(text_encoder=str(tmp_path)), 'pretrained')
     with pytest.raises(OSError, match='could not be loaded'): text_backbone(SaGConfig(text_encoder=str(tmp_path/'no such folder')), 'pretrained')
 

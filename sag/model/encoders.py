@@ -240,6 +240,7 @@ def text_backbone(
         try: model, info = cls.from_pretrained(config.text_encoder, config=settings, dtype=torch.float32, output_loading_info=True)
         except OSError as e: raise OSError(_unreadable.format(config.text_encoder, e)) from None
         lost = [n for n in (*info['missing_keys'], *info['mismatched_keys']) if not re.search(r'\b(pooler|head)\b', str(n))]
+        lost += [f'{n} (not finite)' for n, v in model.state_dict().items() if v.is_floating_point() and not v.isfinite().all()]
         if lost: raise ValueError(f'text encoder {config.text_encoder!r} lacks {len(lost)} weights: {", ".join(map(str, lost[:5]))}')
     for part in model, getattr(model, 'text_model', model):
         if getattr(part, 'pooler', None) is not None: part.pooler = None
