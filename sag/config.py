@@ -9,6 +9,7 @@ __all__ = ['allowed', 'Encoders', 'Widths', 'SaGConfig', 'Data', 'Optimisation',
 # %% ../nbs/00_config.ipynb #f5b9202e
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import Field, asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -90,6 +91,12 @@ class Widths:
 _MOST = dict(image_size=8192, iterations=1000, num_slots=10_000, decoder_positions=8192, ff_mult=64) | {  # a config.json of others may ask for any number
     name: 16_384 for name in ('dim', 'context_dim', 'slot_heads', 'slot_head_dim', 'interact_heads', 'interact_head_dim', 'fusion_heads', 'fusion_head_dim')}
 
+def _numbers(value: Any, key: str) -> Iterator[tuple[str, float]]:  # with the nearest key
+    "All numbers in nested lists and dicts."
+    if isinstance(value, dict | list | tuple):
+        for k, v in value.items() if isinstance(value, dict) else ((key, v) for v in value): yield from _numbers(v, str(k))
+    elif isinstance(value, int | float): yield key, value
+
 @dataclass(frozen=True)
 class SaGConfig(Widths, Encoders):
     "What a model is: the encoders, then shatter, gather and reconstruct (paper: entity discovery, modality fusion, reconstruction)."
@@ -108,8 +115,10 @@ class SaGConfig(Widths, Encoders):
         for f in fields(self): _check(f, getattr(self, f.name))
         for name in 'image_mean', 'image_std':
             if len(getattr(self, name)) != 3: raise ValueError(f'{name}={getattr(self, name)!r}; three numbers wanted, for red, green and blue')
-        for name, most in _MOST.items():
-            if getattr(self, name) > most: raise ValueError(f'{name}={getattr(self, name)}; at most {most} fit into a computer')
+        asked = [(name, getattr(self, name), most) for name, most in _MOST.items()]
+        asked += [(k, v, 1000 if 'layers' in k or 'depth' in k else 2**21) for args in (self.image_args, self.text_args) for k, v in _numbers(args, '')]
+        for name, value, most in asked:
+            if value > most: raise ValueError(f'{name}={value}; at most {most} fit into a computer')
 
     @property
     def num_slots(self) -> int:

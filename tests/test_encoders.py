@@ -98,6 +98,12 @@ def test_image_args_cannot_name_weights(args):
     with pytest.raises(ValueError, match='image_args may not hold'): ImageEncoder(SaGConfig(image_encoder='resnet18', image_args=args))
 
 
+@pytest.mark.parametrize('args', [
+    dict(num_heads=0), dict(patch_size=0), dict(depth=-1, embed_dim=-3), dict(surprise=1), dict(embed_dim='x'), dict(act_layer='x')])
+def test_image_args_that_build_nothing(args):
+    with pytest.raises(ValueError, match='cannot be built for|does not take'): ImageEncoder(SaGConfig(image_encoder='vit_tiny_patch16_224', image_args=args))
+
+
 @pytest.mark.parametrize('name, message', [
     ('mixer_s16_224', 'one stride'), ('hf-hub:timm/resnet18.a1_in1k', 'no model called'), ('resnet_18', 'no model called')])
 def test_unsupported_image_encoders(name, message):
@@ -152,6 +158,9 @@ def test_text_half_of_two_towers(whole, part, tmp_path):
 
 @pytest.mark.parametrize('args, message', [
     (dict(model_type='gpt2'), "type 'gpt2' are not supported"), (dict(model_type='xlnet'), "type 'xlnet'"),
+    (dict(model_type='nope'), "no text encoder .ValueError: Unrecognized model identifier: nope"),
+    (dict(hidden_act='os'), "no text encoder .KeyError: 'os'"),
+    (dict(num_attention_heads=7), 'describe no text encoder .ValueError'), (dict(hidden_size='x'), 'describe no text encoder'),
     (dict(auto_map={'AutoModel': 'x.Y'}), "may not hold 'auto_map'"), (dict(attn_implementation='somebody/kernel'), "may not hold 'attn_implementation'")])
 def test_unsupported_text_encoders(args, message):
     with pytest.raises(ValueError, match=message): text_backbone(SaGConfig(text_args=args), 'random')

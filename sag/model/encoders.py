@@ -9,7 +9,8 @@ __all__ = ['TEXT_ENCODERS', 'empty_backbone', 'one_grid', 'load_backbone', 'stan
 # %% ../../nbs/31_model.encoders.ipynb #e6e0e080
 import logging
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,8 @@ def empty_backbone(
         try:
             with torch.device('meta'): return timm.create_model(name, **(offer | args)), offer | args
         except TypeError as e: error = str(e)
-        except (AssertionError, RuntimeError) as e: raise ValueError(f'{name} cannot be built for {config.image_size} pixels, image_args={args}: {e}') from None
+        except Exception as e: # of any kind, by what the arguments are
+            raise ValueError(f'{name} cannot be built for {config.image_size} pixels, image_args={args}: {" ".join(str(e).split())}') from None
     raise ValueError(f'{name} does not take image_args={args}: {error}')
 
 def one_grid(
@@ -213,17 +215,23 @@ def _text_settings(
     "The text encoder's own configuration. An unsupported family or pooling is a ValueError, an unreadable folder or name an OSError."
     from transformers import AutoConfig
     if wrong := [a for a in _FOREIGN if config.text_args.get(a)]: raise ValueError(f'text_args may not hold {wrong[0]!r}: it makes a library fetch or run code')
-    try:
+    with _told(config, weights):
         if weights == 'random': found = AutoConfig.for_model(**(dict(model_type='bert') | config.text_args))
         else: found = AutoConfig.from_pretrained(config.text_encoder, trust_remote_code=False)
-    except OSError as e: raise OSError(_unreadable.format(config.text_encoder, e)) from None
     found = getattr(found, 'text_config', found) # the text part of CLIP and SigLIP
     if found.model_type not in TEXT_ENCODERS: raise ValueError(f"text encoders of type {found.model_type!r} are not supported; take {', '.join(TEXT_ENCODERS)}")
     if config.text_pooling not in ('cls', 'mean', 'last'): raise ValueError(f"text_pooling={config.text_pooling!r}; choose cls, mean or last")
     if config.text_pooling == 'cls' and found.model_type in _NO_CLS: raise ValueError(f"{found.model_type} has no [CLS]; set text_pooling='mean' or 'last'")
     return found
 
-_unreadable = "text encoder {!r} could not be loaded; give a local folder, or text_weights='random' ({})"
+@contextmanager
+def _told(config: SaGConfig, weights: str) -> Iterator[None]:
+    "One line for whatever transformers makes of a folder, a name or settings: ValueError, or OSError for what cannot be loaded."
+    try: yield
+    except Exception as e:
+        said = f'{type(e).__name__}: {" ".join(str(e).split())[:300]}'
+        if weights == 'random': raise ValueError(f'text_args describe no text encoder ({said})') from None
+        raise OSError(f"text encoder {config.text_encoder!r} could not be loaded; give a local folder, or text_weights='random' ({said})") from None
 
 def text_backbone(
     config: SaGConfig, # text_encoder, text_args and text_pooling are read
@@ -235,10 +243,10 @@ def text_backbone(
     import transformers
     settings = _text_settings(config, weights)
     cls = getattr(transformers, TEXT_ENCODERS[settings.model_type])
-    if weights == 'random': model = cls._from_config(settings)
-    else:
-        try: model, info = cls.from_pretrained(config.text_encoder, config=settings, dtype=torch.float32, output_loading_info=True)
-        except OSError as e: raise OSError(_unreadable.format(config.text_encoder, e)) from None
+    with _told(config, weights):
+        if weights == 'random': model = cls._from_config(settings)
+        else: model, info = cls.from_pretrained(config.text_encoder, config=settings, dtype=torch.float32, output_loading_info=True)
+    if weights != 'random':
         lost = [n for n in (*info['missing_keys'], *info['mismatched_keys']) if not re.search(r'\b(pooler|head)\b', str(n))]
         lost += [f'{n} (not finite)' for n, v in model.state_dict().items() if v.is_floating_point() and not v.isfinite().all()]
         if lost: raise ValueError(f'text encoder {config.text_encoder!r} lacks {len(lost)} weights: {", ".join(map(str, lost[:5]))}')
