@@ -382,7 +382,7 @@ def begin(
 ) -> None:
     "Write the run's record; continue from the newest checkpoint, or from the end if the training had reached it."
     run, state = training.run, newest(training.dest/'checkpoints') if resume else None
-    if state:
+    if state is not None:
         try: restore(training, state)
         except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as e:
             raise ValueError(f'the checkpoints in {run.path} are not of this training ({type(e).__name__}: {" ".join(str(e).split())[:200]}); '
