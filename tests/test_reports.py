@@ -90,6 +90,8 @@ def test_photos_are_where_they_are_said_to_be(make, tmp_path):
     with pytest.warns(UserWarning, match='made with other photos'): assert prepare_table('refcoco', root, images=elsewhere)[0].image.parent == elsewhere
     shutil.rmtree(root/'images')
     assert load('refcoco', root, images=elsewhere)[0].image.exists()
+    for open_it in prepare_table, load:
+        with pytest.raises(FileNotFoundError, match='nowhere: no such folder of photos'): open_it('refcoco', root, images=tmp_path/'nowhere')
     deep = tmp_path/'a/b/c'
     deep.mkdir(parents=True)
     (deep/'linked').symlink_to(make([ref()], [img()], [ann()]))
