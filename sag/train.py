@@ -51,11 +51,13 @@ from .record import Run, write_record
 
 # %% ../nbs/52_train.ipynb #9889fb13
 def load_data(
-    recipe: Recipe,  # dataset, root, split_by and synthetic_args
+    recipe: Recipe,  # dataset, root, split_by, images, columns and synthetic_args
     split: str,  # such as 'train'; 'train+val' and 'all' work too
+    check: bool = True,  # make sure that every photo is there
 ) -> Expressions:
     "The expressions of a split, as published."
-    return load(recipe.dataset, recipe.root, recipe.split_by, split, scenes=recipe.synthetic_args)
+    r = recipe
+    return load(r.dataset, r.root, r.split_by, split, r.images or None, check, r.synthetic_args, r.columns)
 
 def training_texts(
     recipe: Recipe,  # see `load_data`, and train_split and captions
@@ -67,7 +69,7 @@ def test_split(
     recipe: Recipe,  # its data set
 ) -> str:  # such as 'testA+testB'
     "The splits to measure on: those called test…, or the validation split of a data set without any."
-    there = load(recipe.dataset, recipe.root, recipe.split_by, 'all', check=False, scenes=recipe.synthetic_args).splits
+    there = load_data(recipe, 'all', check=False).splits
     return '+'.join(s for s in there if s.startswith('test')) or recipe.val_split
 
 # %% ../nbs/52_train.ipynb #712eb1e0
