@@ -110,7 +110,7 @@ def app(
 
 # %% ../nbs/82_cli.ipynb #83da8087
 def prepare(
-    dataset: str = 'refcoco',  # -d: a name of the list below, Gref, unc, unc+, or hf: and a hub id, file or folder (hf:owner/name@revision)
+    dataset: str = 'refcoco',  # -d: a data set's name (data/README.md lists them), Gref, unc, unc+, or hf: and a hub id (owner/name@revision), file or folder
     root: str = 'data',  # folder of the data set
     split_by: str = '',  # whose split, such as unc, google or umd (default: the usual one)
     images: str = '',  # the photos' folder (default: where such data sets have it)
@@ -284,7 +284,7 @@ def recipe_options(
 def evaluate(
     model: str = '',  # `small`, a run's folder, a hub id or a released .pth.tar
     predictions: str = '',  # in place of a model: masks of another program, a JSON file of COCO results
-    dataset: str = 'refcoco',  # a name that `sag prepare` takes, npz, synthetic, or hf: and a hub id, file or folder; several with commas
+    dataset: str = 'refcoco',  # a data set's name, npz, synthetic, or hf: and a hub id, file or folder; several with commas
     root: str = 'data',  # folder of the data set
     split_by: str = '',  # whose split, such as unc, google or umd (default: the usual one)
     split: str = 'val',  # train, val, testA, testB or test, several with +, or all
