@@ -68,9 +68,9 @@ def load_reviewed(
             try: left[id_number(photo['original_id']), id_number(a['original_id']), photo['caption']] += a['caption_quality'] > 0
             except (KeyError, TypeError, ValueError) as e: raise ValueError(f'{path}, annotation {a.get("id")}: it has no {e}. Fetch it again') from None
     kept = list[Expression]()
-    for e in load_refer(root, name, split_by, images=images, check=False):
-        key = e.image_id, e.ann_ids[0] if e.ann_ids else None, e.sentence
-        if left[key] > 0: kept.append(e)
+    for x in load_refer(root, name, split_by, images=images, check=False):
+        key = x.image_id, x.ann_ids[0] if x.ann_ids else None, x.sentence
+        if left[key] > 0: kept.append(x)
         left[key] -= left[key] > 0
     if not kept: raise ValueError(f'{files[0].parent}: its expressions are not those of {name} ({split_by}) under {root}. Take the reviews of this data set')
     return Expressions(kept).split(split)

@@ -210,7 +210,7 @@ class _Photos:
 
 # %% ../../nbs/18_data.hub.ipynb #287dc7a1
 def _array_rle(mask: np.ndarray, height: int, width: int) -> dict:
-    if mask.ndim == 3: mask = mask[..., :3].any(-1)
+    if mask.ndim == 3: mask = mask[..., :3].max(-1)
     if mask.shape != (height, width): raise ValueError(f'a mask of {" × ".join(map(str, mask.shape[::-1]))} pixels for a photo of {width} × {height}')
     return coco_mask.encode(np.asfortranarray(mask != 0, np.uint8))
 
