@@ -30,7 +30,7 @@ from fastcore.docments import docments
 from fastcore.script import anno_parser
 
 from .config import Recipe, allowed, change, to_json
-from .files import Lenient, atomic
+from .files import Lenient, atomic, read_json
 from .presets import presets, recipe
 
 # %% ../nbs/82_cli.ipynb #2b26b952
@@ -219,6 +219,7 @@ def train(
     **changes: Any,  # fields of the recipe
 ) -> Path | str:  # the executed notebook
     "Train a model: nbs/run/train.ipynb with these parameters."
+    if draws < 1: raise ValueError(f'draws={draws}; choose 1 or more')
     own = {k: v for k, v in dict(losses=losses, step=step, train=train, val=val).items() if v}
     asked = dict(changes=changes, test=test, draws=draws) | own
     if resume: return _trained(_resumed(resume, notebook, asked))
@@ -249,7 +250,7 @@ def _trained(
 ) -> Path:
     "Show a training's results, and what can be done with it."
     dest = Path(os.path.relpath(notebook.parent)) if notebook.parent.is_relative_to(Path.cwd()) else notebook.parent
-    if (dest/'metrics.json').exists(): print(results_table(json.loads((dest/'metrics.json').read_text(encoding='utf-8'))))
+    if (dest/'metrics.json').exists(): print(results_table(read_json(dest/'metrics.json')))
     print(f'\nnext: sag predict PHOTO "EXPRESSION" --model {dest}\n      sag evaluate {dest} --dataset NAME --split SPLIT\n      sag report {dest}\n')
     return notebook
 
@@ -303,6 +304,8 @@ def evaluate(
 ) -> Path:  # the executed notebook
     "Measure a model: nbs/run/evaluate.ipynb with these parameters."
     if bool(model) == bool(predictions): raise ValueError('say what to measure: a model, or --predictions FILE')
+    for name, value in dict(draws=draws, shown=shown).items():
+        if value < 1: raise ValueError(f'{name}={value}; choose 1 or more')
     if predictions and not Path(predictions).is_file(): raise FileNotFoundError(f'{predictions}: no such file of COCO results')
     local = Path(model or predictions).exists()
     if not (local or model == 'small' or re.fullmatch(r'[\w.-]+/[\w.-]+', model)):
@@ -315,7 +318,7 @@ def evaluate(
     dest = dest or f'{model if model and Path(model).is_dir() else "runs/" + Path(model or predictions).stem}/{short}-{split}'
     done = run('evaluate', dest, model=str(Path(model).resolve()) if model and local else model, predictions=predictions and str(Path(predictions).resolve()),
                split=split, tag=tag, draws=draws, precision=precision, discovery=discovery, untrained=untrained, shown=shown, **where)
-    print(results_table(json.loads((Path(dest)/'metrics.json').read_text(encoding='utf-8'))), f'\n\nnext: sag report {model if model and local else dest}\n')
+    print(results_table(read_json(Path(dest)/'metrics.json')), f'\n\nnext: sag report {model if model and local else dest}\n')
     return done
 
 # %% ../nbs/82_cli.ipynb #7aa8555f

@@ -41,7 +41,7 @@ from .data.features import Features, cache_features
 from .data.phrases import same_text, to_phrases
 from .data.sets import leak, load
 from .distribute import autocast, everyone, free_memory, precision_here, share_slots, turn, weight
-from .evaluate import evaluate, summary
+from .evaluate import check_measurable, evaluate, summary
 from .evaluate.retrieval import retrieval
 from .files import Lenient, hold, remove_temporary
 from .losses import contrastive_loss, reconstruction_loss
@@ -387,7 +387,11 @@ def begin(
 ) -> None:
     "Write the run's record; continue from the newest checkpoint, or from the end if the training had reached it."
     run, state = training.run, newest(training.dest/'checkpoints') if resume else None
-    if state: restore(training, state)
+    if state is not None:
+        try: restore(training, state)
+        except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as e:
+            raise ValueError(f'the checkpoints in {run.path} are not of this training ({type(e).__name__}: {" ".join(str(e).split())[:200]}); '
+                             f'remove {run.path/"checkpoints"} to start anew') from None
     elif resume and run.finished:
         training.history = [{k: v for k, v in row.items() if v == v} for row in run.history.to_dict('records')]  # NaN is not itself
         training.step, training.best = training.total, max(h.get('val mIoU', -1.) for h in training.history)
@@ -474,6 +478,8 @@ def prepare(
         watched = Expressions([e for es in list(watched.photos().values())[:recipe.val_photos or None] for e in es])
         if recipe.selection == 'best_val_miou' and not watched.has_masks:
             raise ValueError(f"selection='best_val_miou' needs masks, and {recipe.val_split!r} has none; use 'last'")
+        for es in (watched if watched.has_masks or watched.has_boxes else (), later or ()):
+            if es and machine.is_main_process: check_measurable(es)
         model, features = build_model(recipe, [e.sentence for e in texts]).to(machine.device), None
         (texts, a), (watched, b), (_, c) = (keep_to_limit(es, model, recipe.long_text) for es in (texts, watched, later or Expressions()))
         long = {k: n for k, n in dict(train=a, val=b, test=c).items() if n}

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..files import read_json, safe_unpickle
+from ..files import read_json, safe_unpickle, short
 from .expressions import Expression, Expressions, box_of, frame_side, id_number, no_collection, sentence_text
 from .photos import check_photos, finder
 
@@ -58,11 +58,15 @@ def _by_number(path: Path, entries: Any, kind: str, key: Callable[[dict], Any]) 
     if not isinstance(entries, list): raise ValueError(f'{path}: a list of {kind}s wanted, found {type(entries).__name__}. Fetch it again.')
     found: dict = {}
     for n, x in enumerate(entries):
-        try: number, known = (k := key(x)), found.setdefault(k, x)
+        try: number, known = (k := key(_expect(x))), found.setdefault(k, x)
         except (KeyError, TypeError, ValueError) as e: raise ValueError(f'{path}, {kind} at place {n}: {_why(e)}. Correct or remove it.') from None
         if known is not x and known != x:
             raise ValueError(f'{path}: {kind} {number} occurs twice, with different contents. Remove one.')
     return found
+
+def _expect(value: Any, kind: type | tuple = dict) -> Any:
+    if not isinstance(value, kind): raise ValueError(f'a {"dict" if kind is dict else "list"} wanted, found {short(value)}')
+    return value
 
 def _why(e: Exception) -> str: return f'it has no {e}' if isinstance(e, KeyError) else str(e)
 
@@ -77,7 +81,7 @@ def _read_instances(
     return _Instances(
         _by_number(path, coco['images'], 'image', lambda x: id_number(x['id'])),
         _by_number(path, coco['annotations'], 'annotation', lambda x: (id_number(x['image_id']), id_number(x['id']))),
-        {k: str(c.get('name') or '') for k, c in categories.items()})
+        {k: sentence_text(str(c.get('name') or ''), 'name') for k, c in categories.items()})
 
 # %% ../../nbs/13_data.refer.ipynb #45e9f5b3
 def _names_nothing(ref: dict) -> bool: return ref['ann_id'] in ([], [-1], -1, None) or ref.get('source') == 'zero'  # gRefCOCO; Ref-ZOM
@@ -101,7 +105,7 @@ def _photo(known: _Instances, number: int, find: Callable[[str], Path]) -> dict[
     "What a photo's expressions share."
     if number not in known.photos: raise ValueError(f'instances.json has no photo {number}')
     p = known.photos[number]
-    return dict(image_id=number, image=find(p['file_name']), height=frame_side(p['height']), width=frame_side(p['width']))
+    return dict(image_id=number, image=find(sentence_text(p['file_name'], 'file_name')), height=frame_side(p['height']), width=frame_side(p['width']))
 
 def _box(a: dict, photo: dict) -> tuple[float, ...]:
     try: return box_of(a.get('bbox'), photo['height'], photo['width'])
@@ -113,16 +117,18 @@ def _expressions_of(
     find: Callable[[str], Path],  # file name → path: see `sag.data.photos.finder`
 ) -> list[Expression]:
     "A referent's expressions: one record per sentence, which share the photo's path, boxes and segmentations."
+    _expect(ref, dict)
     photo = _photo(known, id_number(ref['image_id']), find)
     anns, kind = _objects(ref, known, photo['image_id']), ref.get('category_id')
     if isinstance(kind, (list, tuple)): kind = next(iter(kind), None)
-    if not (ref['split'] and isinstance(ref['split'], str)): raise ValueError(f"its split is {ref['split']!r}, not a name")
+    if not sentence_text(ref['split'], 'split'): raise ValueError('its split has no name')
     boxes = [_box(a, photo) for a in anns]
     fields = photo | dict(
-        ref_id=id_number(ref['ref_id']), ann_ids=tuple(id_number(a['id']) for a in anns), split=ref['split'], category=known.categories.get(kind, ''),
+        ref_id=id_number(ref['ref_id']), ann_ids=tuple(id_number(a['id']) for a in anns), split=ref['split'],
+        category=known.categories.get(kind, '') if isinstance(kind, (int, float, str)) else '',
         no_target=_names_nothing(ref), boxes=tuple(b for b in boxes if b), segmentations=tuple(a['segmentation'] for a in anns if a.get('segmentation')))
     return [Expression(sent_id=id_number(s['sent_id']), sentence=sentence_text(s.get('sent') or s.get('raw', s.get('sent'))), **fields)
-            for s in ref['sentences']]
+            for s in map(_expect, _expect(ref['sentences'], (list, tuple)))]
 
 # %% ../../nbs/13_data.refer.ipynb #989a8ece
 def _referents(
@@ -132,11 +138,12 @@ def _referents(
     path: Path,  # where the referents come from, for errors
 ) -> Iterable[Expression]:
     "Join referents with their photos and objects. ValueError names the file and the referent that is malformed."
-    if not isinstance(refs, (list, tuple)) or not refs: raise ValueError(f'{path}: a list of referents wanted, found {str(refs)[:40]}')
+    if not isinstance(refs, (list, tuple)) or not refs:
+        raise ValueError(f"{path} holds {'no referents' if refs in ([], ()) else f'a {type(refs).__name__}, not a list of referents'}. Fetch the file again.")
     for n, ref in enumerate(refs):
         try: yield from _expressions_of(ref, known, find)
         except (KeyError, TypeError, ValueError, AttributeError) as e:
-            name = ref.get('ref_id') if isinstance(ref, dict) else f'at place {n}'
+            name = short(ref.get('ref_id')) if isinstance(ref, dict) else f'at place {n}'
             raise ValueError(f'{path}, referent {name}: {_why(e)}. Correct or remove it, or take both files from one data set.') from None
 
 def _warn_of_boxes(known: _Instances, used: Iterable[Expression], path: Path) -> None:

@@ -215,6 +215,11 @@ def _changed(
     asked = str(images.resolve()) if images else ''
     return f'it was made with other photos than those in {images}' if asked and asked != about.get('images', '') else ''
 
+def _folder(images: str | os.PathLike | None) -> Path | None:
+    "The photos' folder, if one was named; FileNotFoundError where it is none."
+    if images and not Path(images).is_dir(): raise FileNotFoundError(f'{images}: no such folder of photos')
+    return Path(images) if images else None
+
 def prepare_table(
     name: str,  # a data set in `DATASETS`
     root: str | os.PathLike = 'data',  # its folder
@@ -225,7 +230,7 @@ def prepare_table(
     "Read a data set as published and write its table; one that is up to date is only opened. ValueError and FileNotFoundError name what is wrong."
     data, by = find_set(name, split_by, columns)
     if name == 'npz': raise ValueError('npz files are read as they are and need no table: `sag.data.load` opens them')
-    root, photos = Path(root), Path(images) if images else None
+    root, photos = Path(root), _folder(images)
     if table := _open_table(root, name, by, photos, columns): return table
     files, found, path = data.files(root, by), data.read(root, by, 'all', photos), prepared_file(root, name, by)
     about = dict(name=name, split_by=by, images=str(photos.resolve()) if photos else '', columns=dict(columns or {}))
@@ -270,7 +275,7 @@ def load(
 ) -> Expressions:
     "The expressions of one data set, or of several joined by commas; masks are decoded when asked for. ValueError or FileNotFoundError says what is wrong."
     if ',' in name: return reduce(add, (load(n, root, split_by, split, images, check, scenes, columns) for n in name.split(',')))
-    (data, by), root, photos = find_set(name, split_by, columns), Path(root), Path(images) if images else None
+    (data, by), root, photos = find_set(name, split_by, columns), Path(root), _folder(images)
     if name == 'synthetic': _generate(root, scenes)
     has_table = prepared_file(root, name, by).exists()
     found = prepare_table(name, root, by, photos, columns).split(split) if has_table else data.read(root, by, split, photos)
