@@ -110,10 +110,11 @@ def app(
 
 # %% ../nbs/82_cli.ipynb #83da8087
 def prepare(
-    dataset: str = 'refcoco',  # -d: refcoco, refcoco+, refcocog, refclef, grefcoco, phrasecut, captions, or Gref, unc, unc+
+    dataset: str = 'refcoco',  # -d: a data set's name (data/README.md lists them), Gref, unc, unc+, or hf: and a hub id (owner/name@revision), file or folder
     root: str = 'data',  # folder of the data set
     split_by: str = '',  # whose split, such as unc, google or umd (default: the usual one)
     images: str = '',  # the photos' folder (default: where such data sets have it)
+    columns: str = '',  # for hf:, which column plays which role, as JSON: '{"text": "query"}' (default: guessed, and logged)
     download: bool = False,  # first fetch what has a public address
     photos: str = '',  # of COCO's photos, fetch and use only so many, or those whose numbers a file lists: 1000 are 160 MB, all are 13.5 GB
     check: bool = False,  # decode every photo and mask, and list what is wrong
@@ -128,18 +129,26 @@ def prepare(
     if layout not in ('table', 'npz'): raise ValueError(f"layout={layout!r}; choose 'table' or 'npz'")
     data, by = sets.find_set(name, by)
     if photos or download: _fetch(name, root, bool(photos))
-    with _hint(name, root): table = sets.prepare_table(name, root, by, images or None, photos_of=photos)
+    with _hint(name, root): table = sets.prepare_table(name, root, by, images or None, _column_map(columns), photos)
     if photos: _fetch_photos(table.photo_files())
     print(sets.count_splits(table, data.published[by]).to_string(na_rep=''), '\n')
-    if check: _complain(sets.find_problems(table), Path(root)/'prepared'/f'{name}.problems.csv')
+    if check: _complain(sets.find_problems(table), sets.prepared_file(Path(root), name, by).with_suffix('.problems.csv'))
     return repr(table) if layout == 'table' else f'written: {_write_npz(table, dataset, root, split, embeddings)}'
+
+def _column_map(text: str) -> dict[str, str]:
+    "`--columns`. ValueError where it is no JSON object."
+    try: found = json.loads(text or '{}')
+    except ValueError: found = None
+    if isinstance(found, dict): return found
+    raise ValueError(f"""--columns takes a JSON object, such as '{{"text": "query"}}', not {text!r}""")
 
 @contextmanager
 def _hint(name: str, root: str | os.PathLike) -> Iterator[None]:
     "Say how to get annotations that are missing."
     try: yield
     except FileNotFoundError as e:
-        if name in ('captions', 'npz', 'synthetic') or not e.args or 'sag prepare' in str(e): raise
+        from sag.data.download import SOURCES
+        if not any(name in s.what_for for s in SOURCES.values()) or not e.args or 'sag prepare' in str(e): raise
         raise FileNotFoundError(f"{str(e).rstrip('.')}; `sag prepare --dataset {name} --root {root} --download` fetches it") from None
 
 # %% ../nbs/82_cli.ipynb #5fb8827b
@@ -198,6 +207,7 @@ def _check_data(
     *splits: str,  # further ones
 ) -> None:
     "FileNotFoundError for annotations that are missing, ValueError for a split that a published data set does not have."
+    from sag.data.hub import hub_columns
     from sag.data.sets import find_set, named_parts, prepared_file
     asked = [s for o in (r.train_split, r.val_split, *splits) for s in o.split('+') if o not in ('', 'auto', 'all')]
     for name in named_parts(r.dataset, *(s for o in (r.val_split, *splits) for s in o.split('+') if s not in ('', 'auto', 'all'))):
@@ -206,6 +216,7 @@ def _check_data(
         if wrong: raise ValueError(f'{name} has no split {wrong[0]!r}; there are {", ".join(data.published[by])}')
         if name == 'synthetic' or prepared_file(Path(r.root), name, by).exists(): continue
         with _hint(name, r.root): data.files(Path(r.root), by)
+        if name.startswith('hf:'): hub_columns(name[3:], by, r.columns)
 
 def train(
     preset: str = 'unc',  # starting point; the presets are listed below
@@ -293,10 +304,12 @@ def recipe_options(
 def evaluate(
     model: str = '',  # `small`, a run's folder, a hub id or a released .pth.tar
     predictions: str = '',  # in place of a model: masks of another program, a JSON file of COCO results
-    dataset: str = 'refcoco',  # refcoco, refcoco+, refcocog, refclef, grefcoco, phrasecut, npz or synthetic; several with commas
+    dataset: str = 'refcoco',  # a data set's name, npz, synthetic, or hf: and a hub id, file or folder; several with commas
     root: str = 'data',  # folder of the data set
     split_by: str = '',  # whose split, such as unc, google or umd (default: the usual one)
     split: str = 'val',  # train, val, testA, testB or test, several with +, or all
+    images: str = '',  # the photos' folder (default: where such data sets have it)
+    columns: str = '',  # for hf:, which column plays which role, as JSON: '{"text": "query"}' (default: guessed, and logged)
     tag: str = '',  # only this subset of an evaluation, such as PhraseCut's i_multi
     draws: int = 3,  # slot draws
     precision: str = '',  # fp32, fp16, bf16 or auto (default: as the weights are)
@@ -313,12 +326,14 @@ def evaluate(
     local = Path(model or predictions).exists()
     if not (local or model == 'small' or re.fullmatch(r'[\w.-]+/[\w.-]+', model)):
         raise FileNotFoundError(f'{model} is neither a file or folder nor a hub id')
-    if dataset: _check_data(change(Recipe(), dataset=dataset, root=root, split_by=split_by, train_split=split, val_split=''), split)
+    where: dict[str, Any] = dict(dataset=dataset, root=root, split_by=split_by, images=images, columns=_column_map(columns))
+    if dataset: _check_data(change(Recipe(), **where, train_split=split, val_split=''), split)
+    from sag.data.hub import hub_slug
     from sag.runs.papermill import run
-    dest = dest or f'{model if model and Path(model).is_dir() else "runs/" + Path(model or predictions).stem}/{dataset}-{split}'
+    short = ','.join(hub_slug(n[3:]) if n.startswith('hf:') else n for n in dataset.split(','))
+    dest = dest or f'{model if model and Path(model).is_dir() else "runs/" + Path(model or predictions).stem}/{short}-{split}'
     done = run('evaluate', dest, model=str(Path(model).resolve()) if model and local else model, predictions=predictions and str(Path(predictions).resolve()),
-               dataset=dataset, root=root, split_by=split_by, split=split, tag=tag, draws=draws,
-               precision=precision, discovery=discovery, untrained=untrained, shown=shown)
+               split=split, tag=tag, draws=draws, precision=precision, discovery=discovery, untrained=untrained, shown=shown, **where)
     print(results_table(read_json(Path(dest)/'metrics.json')), f'\n\nnext: sag report {model if model and local else dest}\n')
     return done
 
