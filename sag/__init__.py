@@ -33,9 +33,7 @@ def _version() -> str:
     return import_module('importlib.metadata').version('shatter-and-gather')
 
 # %% ../nbs/84_front.ipynb #182ce0ee
-def _explained(
-    obj: Any,  # a function or class
-) -> Any:
+def _explained(obj: Any) -> Any:
     "The same object, with the comments beside its parameters or fields in its docstring."
     from dataclasses import is_dataclass
     from inspect import getmro, isclass
@@ -49,9 +47,7 @@ def _explained(
     return obj
 
 # %% ../nbs/84_front.ipynb #c1a6bc7a
-def __getattr__(
-    name: str,  # an attribute of the package that has not been looked up before
-) -> Any:
+def __getattr__(name: str) -> Any:
     "Load a public name from its room, or the version."
     if name == '__version__': found = _version()
     elif name in _rooms: found = _explained(getattr(import_module(f'sag.{_rooms[name]}'), name))

@@ -70,14 +70,13 @@ def _read_expressions(
 BEFORE = dict(cosine_shift=0, last_batch='drop')  # fields that were added later, and what a recipe without them did
 
 # %% ../nbs/51_record.ipynb #438acda6
-def _unmeasured(
-    folder: Path,  # of a run without metrics.json
-) -> str:
+def _unmeasured(folder: Path) -> str:
     "How far such a run came, by the files that are there."
     if any(folder.glob('*.failed.ipynb')): return 'failed'
     trained = (folder/'model.safetensors').exists() and not any(folder.glob('*.running.ipynb'))
     return 'not measured' if trained else 'unfinished'
 
+# %% ../nbs/51_record.ipynb #7c998037
 class Run:
     "A run's folder, read when asked for and written file by file; `Run.open` insists that there is a run."
     def __init__(self, path: str | os.PathLike): self.path = Path(path)

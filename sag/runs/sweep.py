@@ -136,10 +136,7 @@ class _Local:
         for _, process, _ in self.running.values(): process.wait()
 
 # %% ../../nbs/63_runs.sweep.ipynb #e3556ca7
-def _slurm_executor(
-    folder: Path,  # for submitit's files
-    options: dict[str, Any],  # of `AutoExecutor.update_parameters`; `cluster` chooses another executor than Slurm's, such as 'local'
-) -> Any:  # submitit's
+def _slurm_executor(folder: Path, options: dict[str, Any]) -> Any:  # submitit's
     "The way to the cluster; ImportError without submitit, ValueError for an option that it does not know."
     submitit, options = extra('submitit', 'slurm'), dict(options)
     try:
@@ -177,11 +174,7 @@ def _result_line(point: Point) -> str:
     results = [f'{k} {v:.4g}' for k, v in row.items() if isinstance(v, int | float) and k not in (*parameters(point.notebook), 'seconds')]
     return ', '.join([f"finished in {row['seconds']:.0f} s", *results])
 
-def _carry_out(
-    points: dict[str, Point],  # by name
-    pool: _Local | _Slurm,  # where they run
-    retries: int,  # times that a failed run is started again
-) -> None:
+def _carry_out(points: dict[str, Point], pool: _Local | _Slurm, retries: int) -> None:
     "Run what is not finished, and print a line for each run that ends."
     todo, tries = [o for o in points if not points[o].record.exists()], Counter()  # type: list[str], Counter[str]
     print(f'{len(points) - len(todo)} of {len(points)} finished before', flush=True)
