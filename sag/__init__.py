@@ -33,14 +33,18 @@ def _version() -> str:
     return import_module('importlib.metadata').version('shatter-and-gather')
 
 # %% ../nbs/84_front.ipynb #182ce0ee
-def _explained(obj: Any) -> Any:
-    "The same object, with the comments beside its parameters or fields in its docstring."
+def _comments(obj: Any) -> dict[str, str]:
+    "The comments beside the parameters of a function, or the fields of a dataclass, by name."
     from dataclasses import is_dataclass
     from inspect import getmro, isclass
 
     from fastcore.docments import docments
     sources = getmro(obj)[-2::-1] if isclass(obj) and is_dataclass(obj) else [obj.__init__ if isclass(obj) else obj]
-    about = {k: v for o in sources for k, v in docments(o).items() if v}
+    return {k: v for o in sources for k, v in docments(o).items() if v}
+
+def _explained(obj: Any) -> Any:
+    "The same object, with the comments beside its parameters or fields in its docstring."
+    about = _comments(obj)
     if not about or 'Parameters\n' in (obj.__doc__ or ''): return obj
     lines = [f'{k} : {v}' if k != 'return' else f'\nReturns\n-------\n{v}' for k, v in about.items()]
     obj.__doc__ = '\n'.join([obj.__doc__ or '', '', 'Parameters', '----------', *lines])

@@ -454,7 +454,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                           'sag.docs._modules': ('docs.html#_modules', 'sag/docs.py'),
                           'sag.docs._moved': ('docs.html#_moved', 'sag/docs.py'),
                           'sag.docs._overview': ('docs.html#_overview', 'sag/docs.py'),
-                          'sag.docs._parameters': ('docs.html#_parameters', 'sag/docs.py'),
                           'sag.docs._published': ('docs.html#_published', 'sag/docs.py'),
                           'sag.docs._reference': ('docs.html#_reference', 'sag/docs.py'),
                           'sag.docs._symbols': ('docs.html#_symbols', 'sag/docs.py'),

@@ -449,12 +449,8 @@ def _overview() -> str:
 def _call(name: str, words: list[str], quiet: bool, out: Any) -> None:
     "Run a command and print its result."
     args = parse(name, words)
-    with open(os.devnull, 'w') as nowhere:
-        silent = (redirect_stdout(nowhere), redirect_stderr(nowhere)) if quiet else (redirect_stdout(out),)
-        for o in silent: o.__enter__()
-        try: found = function(name)(**args)
-        finally:
-            for o in reversed(silent): o.__exit__(None, None, None)
+    with open(os.devnull, 'w') as nowhere, redirect_stdout(nowhere if quiet else out), redirect_stderr(nowhere if quiet else sys.stderr):
+        found = function(name)(**args)
     print(found)
 
 # %% ../nbs/82_cli.ipynb #8c8d048e

@@ -6,6 +6,7 @@
 __all__ = ['ROOMS', 'page', 'readme', 'setup', 'build_site']
 
 # %% ../nbs/80_docs.ipynb #d9e08611
+import json
 import os
 import re
 import shutil
@@ -14,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from importlib import import_module
-from inspect import getmro, isclass, isfunction
+from inspect import isclass, isfunction
 from pathlib import Path
 from types import FunctionType
 from typing import Any
@@ -22,8 +23,7 @@ from typing import Any
 import nbformat
 from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
-from fastcore.docments import docments
-from fastcore.nbio import mk_cell, write_nb
+from fastcore.nbio import mk_cell, nb2dict
 from nbconvert import MarkdownExporter
 from nbdev.process import NBProcessor
 from nbdev.processors import clean_magics, filter_stream_, hide_, hide_line, strip_ansi
@@ -31,6 +31,7 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import docutils_namespace, patch_docutils
 from sphinx.util.inspect import signature, stringify_signature
 
+from . import _comments
 from .files import project_root
 
 # %% ../nbs/80_docs.ipynb #1f2bd700
@@ -96,22 +97,16 @@ def _escape(text: str) -> str:
     "Keep Markdown's special characters as they are."
     return ''.join(o if i % 2 else re.sub(r'([\\*_<>\[\]|#$~])', r'\\\1', o) for i, o in enumerate(re.split('(`[^`]*`)', text)))
 
-def _parameters(obj: Any) -> list[tuple[str, str]]:
-    "What the comments beside parameters, or a dataclass's fields, say."
-    if isinstance(obj, property): return []
-    own = getmro(obj)[-2::-1] if isclass(obj) and is_dataclass(obj) else [obj.__init__ if isclass(obj) else obj]
-    about = {k: v for o in own for k, v in docments(o).items() if v}
-    if isclass(obj) and is_dataclass(obj): about = {f.name: f'{about[f.name]} (default: `{f.default!r}`)' for f in fields(obj) if f.name in about}
-    return [*about.items()]
-
 def _entry(name: str, obj: Any, module: str) -> str:  # Markdown
     "A symbol's part of the reference: its signature, its docstring, and its parameters' comments."
     short = name.removeprefix(f'{module}.')
     kind = 'class' if isclass(obj) else 'property' if isinstance(obj, property) else 'method' if '.' in short else 'function'
     bare = kind == 'property' or kind == 'class' and (is_dataclass(obj) or not {'__init__', '__new__'} & {*vars(obj)})
     call = '' if bare else stringify_signature(signature(obj, bound_method=kind == 'method'), unqualified_typehints=True)
+    about = {} if kind == 'property' else _comments(obj)
+    if is_dataclass(obj): about = {f.name: f'{about[f.name]} (default: `{f.default!r}`)' for f in fields(obj) if f.name in about}
     text = [_escape((obj.__doc__ or '').split('\n\nParameters\n')[0]), '']
-    text += [f':returns: {_escape(v)}' if k == 'return' else f':param {k}: {_escape(v)}' for k, v in _parameters(obj)]
+    text += [f':returns: {_escape(v)}' if k == 'return' else f':param {k}: {_escape(v)}' for k, v in about.items()]
     return '\n'.join([f':::{{py:{kind}}} {short}{call}', '', *text, ':::', ''])
 
 def _reference(module: str, notebook: str) -> str:  # Markdown
@@ -209,13 +204,8 @@ def _overview(modules: list[str]) -> str:  # Markdown
 # %% ../nbs/80_docs.ipynb #b1d69c6e
 class _Site:
     "The pages of a site: written to a folder, with all that they link to."
-    def __init__(
-        self,
-        src: Path,  # folder for the pages, made anew
-        nbs: Path,  # folder of the notebooks
-    ):
+    def __init__(self, src: Path, nbs: Path):  # folders of the pages, made anew, and of the notebooks
         shutil.rmtree(src, ignore_errors=True)
-        (src/'api').mkdir(parents=True)
         self.src, self.nbs, self.modules, self.wrong = src, nbs, _modules(nbs), list[str]()
         self.targets = _targets(list(self.modules))
 
@@ -245,9 +235,7 @@ class _Site:
         for c in nb.cells:
             if c.cell_type == 'markdown': c.source = self.prose(c.source, home, means)
         if path.stem == 'index': nb.cells.append(mk_cell('\n'.join(_toctree(v, k) for k, v in groups.items()), 'markdown'))
-        out = self.src/_published(home)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_nb(nb, out)
+        self.write(_published(home), json.dumps(nb2dict(nb)))
 
     def file(self, path: Path) -> None:
         "A page that is no notebook; what is not Markdown is shown as it is."

@@ -145,10 +145,7 @@ def digest(
     return h.hexdigest()
 
 # %% ../../nbs/22_data.download.ipynb #9765c23c
-def _fault(
-    path: Path,  # the file as it arrived
-    source: Source,  # what it should be
-) -> str:  # '' if nothing is wrong with it
+def _fault(path: Path, source: Source) -> str:  # '' if nothing is wrong with it
     "What is wrong with a file, expected and found."
     if source.bytes and path.stat().st_size != source.bytes: return f'expected {source.bytes} bytes, found {path.stat().st_size}'
     if source.checksum:
@@ -202,12 +199,7 @@ def _mark(headers: Mapping[str, str]) -> str:
     return etag if etag and not etag.startswith('W/') else headers.get('Last-Modified') or ''
 
 # %% ../../nbs/22_data.download.ipynb #3d90ae96
-def _accept(
-    part: _Part,  # what has arrived so far; brought up to date
-    status: int,  # 200 or 206
-    headers: Mapping[str, str],  # of the answer
-    expected: int = 0,  # bytes in all, if known, for an answer that does not say
-) -> None:
+def _accept(part: _Part, status: int, headers: Mapping[str, str], expected: int = 0) -> None:
     "Get ready for the bytes of this answer: append them, or start anew; `ConnectionError` if they do not fit what is there."
     if status == 206:
         first, _, total = (headers.get('Content-Range') or '').removeprefix('bytes ').partition('/')
@@ -366,10 +358,7 @@ def _move(old: Path, new: Path) -> None:
     else:
         for p in sorted(old.iterdir()): _move(p, new/p.name)
 
-def _marker(
-    name: str,  # the archive's name
-    folder: str | os.PathLike,  # where it is unpacked
-) -> Path:  # a hidden file in that folder
+def _marker(name: str, folder: str | os.PathLike) -> Path:  # a hidden file in that folder
     "What is there once the archive has been unpacked completely."
     return Path(folder)/f'.{name}.unpacked'
 
@@ -399,10 +388,7 @@ def unpack(
     return folder
 
 # %% ../../nbs/22_data.download.ipynb #0bfe1843
-def _present(
-    source: Source,  # a row of the table
-    root: str | os.PathLike,  # the data root
-) -> bool:  # there, or unpacked by us
+def _present(source: Source, root: str | os.PathLike) -> bool:  # there, or unpacked by us
     "Is what it gives there? An empty folder does not count."
     there, folder = Path(root)/source.gives, Path(root)/source.into
     if source.is_archive and _half(source.name, folder).exists(): return False

@@ -25,9 +25,7 @@ from ..files import UnsafePickle, atomic
 from .expressions import Expression, Expressions, has_mask
 
 # %% ../../nbs/17_data.npz.ipynb #a2496a22
-def _words(
-    sentence: str,
-) -> list[str]:  # in lower case
+def _words(sentence: str) -> list[str]:  # in lower case
     "A sentence's words and punctuation, cut as the released `preprocess_sentence` does."
     found = [w.lower() for w in re.split(r'(\W+)', sentence.strip()) if w.strip()]
     return found[:-1] if found[-1:] == ['.'] else found
@@ -72,11 +70,7 @@ def indices(
     return np.array([vocabulary['<pad>']]*(length - len(found)) + found, np.int64)
 
 # %% ../../nbs/17_data.npz.ipynb #699d2a3e
-def _read_glove(
-    path: str | os.PathLike,  # glove.6B.300d.txt or one like it
-    wanted: Collection[str],  # words
-    dim: int,  # numbers per word
-) -> dict[str, np.ndarray]:  # word → (dim,)
+def _read_glove(path: str | os.PathLike, wanted: Collection[str], dim: int) -> dict[str, np.ndarray]:  # word → (dim,)
     "The vectors of some words; a ValueError names the line that is none, or says that no word is there."
     found: dict[str, np.ndarray] = {}
     with open(path, encoding='utf-8') as f:
@@ -103,11 +97,7 @@ def embeddings(
     return table
 
 # %% ../../nbs/17_data.npz.ipynb #93df0fcc
-def _placed(
-    height: int,  # of the photo, pixels
-    width: int,
-    size: int = 480,  # side of the square
-) -> tuple[int, int, int, int]:  # top, left, height, width of the photo in the square
+def _placed(height: int, width: int, size: int = 480) -> tuple[int, int, int, int]:  # top, left, height, width of the photo in the square
     "Where a photo comes to lie in the square; where margins are uneven, top and left are the smaller."
     scale = min(size/height, size/width)
     h, w = max(1, round(height*scale)), max(1, round(width*scale))
@@ -131,10 +121,7 @@ def _fit(
 # %% ../../nbs/17_data.npz.ipynb #b6d0c995
 _kinds = dict(text_batch='iu', im_batch='u', mask_batch='b', sent_batch='US', im_name_batch='US')  # array → NumPy's kinds of dtype
 
-def _header(
-    z: zipfile.ZipFile,
-    name: str,  # an array's
-) -> tuple[int, ...]:  # shape
+def _header(z: zipfile.ZipFile, name: str) -> tuple[int, ...]:  # shape
     "An array's shape, without reading it; `UnsafePickle` where it holds objects."
     with z.open(f'{name}.npy') as f:
         read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -145,9 +132,7 @@ def _header(
 
 # %% ../../nbs/17_data.npz.ipynb #dd2a9edd
 @contextlib.contextmanager
-def _opened(
-    path: str | os.PathLike,
-) -> Iterator[zipfile.ZipFile]:
+def _opened(path: str | os.PathLike) -> Iterator[zipfile.ZipFile]:
     "An npz's zip; whatever goes wrong while reading becomes a ValueError with the file's name."
     try:
         with zipfile.ZipFile(path) as z: yield z
@@ -161,10 +146,7 @@ def _array(z: zipfile.ZipFile, name: str) -> np.ndarray:
     _header(z, name)
     with z.open(f'{name}.npy') as f: return np.lib.format.read_array(f, allow_pickle=False)
 
-def _read_npz(
-    path: str | os.PathLike,
-    names: Iterable[str] = tuple(_kinds),  # the arrays wanted
-) -> dict[str, np.ndarray]:  # text_batch (20,), im_batch (H,W,3) uint8, mask_batch (H,W) bool, sent_batch (1,), im_name_batch ()
+def _read_npz(path: str | os.PathLike, names: Iterable[str] = tuple(_kinds)) -> dict[str, np.ndarray]:
     "Arrays of one file; a ValueError names a damaged file, an `UnsafePickle` one with Python objects."
     with _opened(path) as z: return {k: _array(z, k) for k in names}
 
@@ -176,20 +158,13 @@ def _text(x: np.ndarray) -> str:
 # %% ../../nbs/17_data.npz.ipynb #151dd172
 released_sets = {'Gref': ('refcocog', 'google'), 'unc': ('refcoco', 'unc'), 'unc+': ('refcoco+', 'unc')}  # → name, split_by of `load_refer`
 
-def _frame(
-    e: Expression,
-    side: int,  # of the square that it is fitted into; 0: full size
-    pad: bool,  # fill up to a square
-) -> tuple[int, int]:  # height, width
+def _frame(e: Expression, side: int, pad: bool) -> tuple[int, int]:  # height, width
     "How large an expression's photo and mask are written."
     if not side: return e.height, e.width
     return (side, side) if pad else _placed(e.height, e.width, side)[2:]
 
 # %% ../../nbs/17_data.npz.ipynb #a36f05ae
-def _check_space(
-    dest: Path,  # the folder that will be written
-    frames: Iterable[tuple[int, int]],  # of the files that are not there yet
-) -> None:
+def _check_space(dest: Path, frames: Iterable[tuple[int, int]]) -> None:
     "OSError where the disk cannot hold them, with the bytes needed."
     needed = sum(4*h*w + 8192 for h, w in frames)  # three bytes of photo and one of mask per pixel; the rest is small
     free = shutil.disk_usage(next(p for p in [dest, *dest.parents] if p.exists())).free
@@ -202,11 +177,7 @@ def _described(e: Expression, vocabulary: dict[str, int]) -> dict[str, Any]:
     return dict(text_batch=indices(e.sentence, vocabulary), sent_batch=np.array([e.sentence]),
                 im_name_batch=np.array(f'COCO_train2014_{e.image_id:012d}'))
 
-def _finished(
-    file: Path,
-    wanted: dict[str, np.ndarray],  # `_described`
-    shape: tuple[int, int],  # `_frame`
-) -> bool:
+def _finished(file: Path, wanted: dict[str, np.ndarray], shape: tuple[int, int]) -> bool:
     "Whether a file is there and whole; a ValueError where it is, but says something else."
     if not file.exists(): return False
     try: found = _read_npz(file)
@@ -225,11 +196,7 @@ def _pictures(e: Expression, side: int, pad: bool) -> tuple[np.ndarray, np.ndarr
     return (_fit(photo, side, pad), _fit(mask, side, pad)) if side else (photo, mask)
 
 # %% ../../nbs/17_data.npz.ipynb #42acf9eb
-def _plan(
-    expressions: Iterable[Expression],
-    dest: Path,  # the split's folder
-    name: str,  # how files begin, such as Gref_train
-) -> dict[Path, Expression]:  # file → what goes into it
+def _plan(expressions: Iterable[Expression], dest: Path, name: str) -> dict[Path, Expression]:  # file → what goes into it
     "Which file each expression goes into; a ValueError where one has no mask, or where other files are there."
     files = {dest/f'{name}_{n}.npz': e for n, e in enumerate(expressions)}
     bare = next((e for e in files.values() if not has_mask(e)), None)
@@ -276,9 +243,7 @@ class NpzExpression(Expression):
     def mask(self) -> np.ndarray: return self.masks[0]  # (H,W) bool
 
 # %% ../../nbs/17_data.npz.ipynb #0e71afea
-def _head(
-    path: Path,
-) -> tuple[str, str, int, tuple[int, ...]]:  # sentence, photo's name, mask's checksum, (height, width)
+def _head(path: Path) -> tuple[str, str, int, tuple[int, ...]]:  # sentence, photo's name, mask's checksum, (height, width)
     "What a file says before its photo and mask are read."
     with _opened(path) as z:
         shape, sentence, name = _header(z, 'im_batch'), _text(_array(z, 'sent_batch')), _text(_array(z, 'im_name_batch'))
@@ -292,10 +257,7 @@ def _photo_number(name: str) -> int:
     return int(found[1])
 
 # %% ../../nbs/17_data.npz.ipynb #749928a5
-def _npz_split(
-    folder: Path,  # such as data/refcoco/Gref/train_batch
-    split: str,
-) -> Iterator[NpzExpression]:
+def _npz_split(folder: Path, split: str) -> Iterator[NpzExpression]:
     "The expressions of a split's folder, in the order of their numbers."
     numbered = ((re.search(r'_(\d+)\.npz$', p.name), p) for p in folder.iterdir())
     files = sorted((int(found[1]), p) for found, p in numbered if found and not p.name.startswith('.'))

@@ -33,10 +33,7 @@ def find_listing(
     raise FileNotFoundError(f"{root}: no image_data_split.json there or in {', '.join(str(t.relative_to(root)) for t in tried[1:])}; {_SOURCE}.")
 
 # %% ../../nbs/14_data.phrasecut.ipynb #27598189
-def _split_files(
-    folder: Path,  # VGPhraseCut_v0
-    split: str,  # 'train', 'val', 'miniv', 'test', several joined by '+', or 'all' that are there
-) -> list[Path]:
+def _split_files(folder: Path, split: str) -> list[Path]:
     "The files of some splits; ValueError where PhraseCut has no such split, FileNotFoundError where its file is missing."
     there = [s for s in SPLITS if (folder/f'refer_{s}.json').exists()]
     names = there if split == 'all' else list(dict.fromkeys(split.split('+')))
@@ -65,18 +62,14 @@ def phrase_tags(
     return (*[_NEEDED[k] for k in [structure.get('type')] if k in _NEEDED], *[tag for tag, holds in rules.items() if holds])
 
 # %% ../../nbs/14_data.phrasecut.ipynb #cc6a3c25
-def _category_ranks(
-    path: Path,  # name_att_rel_count.json
-) -> dict[str, int]:  # category → rank, 0 is the most frequent; empty where there is no such file
+def _category_ranks(path: Path) -> dict[str, int]:  # category → rank, 0 is the most frequent; empty where there is no such file
     "How frequent categories are; a ValueError where the file has none."
     if not path.exists(): return {}
     counts = read_json(path).get('cat')
     if not counts: raise ValueError(f"{path}: no 'cat', the list of categories with their counts; {_SOURCE}.")
     return {name: rank for rank, (name, _) in reversed(list(enumerate(counts)))}
 
-def _rank_tags(
-    rank: float,  # a category's, 0 is the most frequent
-) -> tuple[str, ...]:
+def _rank_tags(rank: float) -> tuple[str, ...]:
     "The subsets of a category's frequency: 'c21-100' are the ranks 20 to 99 counted from 0."
     band = 'c20' if rank < 20 else 'c21-100' if rank < 100 else 'c101-500' if rank < 500 else 'c500+'
     return (band, *[f'c{top}' for top in (100, 500) if rank < top])
@@ -95,9 +88,7 @@ def task_tags(
     return phrase_tags(structure) + frequency + several + seen
 
 # %% ../../nbs/14_data.phrasecut.ipynb #6858e93d
-def _flat(
-    instance: list,  # its polygons, each a list of points x, y
-) -> list[list[float]]:  # x, y, x, y, … per polygon
+def _flat(instance: list) -> list[list[float]]:  # x, y, x, y, … per polygon
     "An instance's polygons as COCO writes them, those with an area."
     return [[v for point in polygon for v in point] for polygon in instance if len(polygon) >= 3]
 
@@ -120,12 +111,7 @@ def phrase_of(
         category=str((task.get('phrase_structure') or {}).get('name') or ''), boxes=boxes, segmentations=tuple(instances), tags=tags)
 
 # %% ../../nbs/14_data.phrasecut.ipynb #c5f26187
-def _check_task(
-    task: dict,  # an entry of refer_*.json
-    path: Path,  # that file
-    photos: dict[int, dict],  # image_data_split.json by number
-    masks: bool = True,  # a task must have a polygon
-) -> None:
+def _check_task(task: dict, path: Path, photos: dict[int, dict], masks: bool = True) -> None:
     "A ValueError where a task lacks something: it names the task, the file and the remedy."
     name, lacking = f"{path}, task {task.get('task_id')!r}", [k for k in ('task_id', 'image_id', 'phrase') if k not in task]
     if lacking: raise ValueError(f"{name}: it has no {', '.join(lacking)}; {_SOURCE}.")
