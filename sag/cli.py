@@ -236,7 +236,7 @@ def evaluate(
     shown: int = 5,  # photos in the figure
     dest: str = '',  # folder of the results (default: inside the model's folder)
 ) -> Path:  # the executed notebook
-    "Measure a model: nbs/run/evaluate.ipynb with these parameters."
+    "Measure a model, or masks of another program: nbs/run/evaluate.ipynb with these parameters."
     if bool(model) == bool(predictions): raise ValueError('say what to measure: a model, or --predictions FILE')
     if predictions and not Path(predictions).is_file(): raise FileNotFoundError(f'{predictions}: no such file of COCO results')
     local = Path(model or predictions).exists()
@@ -328,7 +328,7 @@ class _Later:
 
 commands: dict[str, Any] = dict(
     demo=demo, predict=predict, app=app, prepare=prepare, train=train, evaluate=evaluate,
-    sweep=_Later('sag.runs.ablations', 'run_grid', 'Run a grid of experiments; given again after any interruption, it carries on'),
+    sweep=_Later('sag.runs.ablations', 'run_grid', 'Run a grid of experiments; the same command carries on after an interruption'),
     report=report, export=export,
     push=_Later('sag.share', 'push_to_hub', "Upload a run's model with its card; huggingface_hub's errors say what the hub refused"),
     bench=_Later('sag.bench.bench', 'bench', 'Measure training, memory, evaluation and a first mask on this machine, beside a literal implementation.'),

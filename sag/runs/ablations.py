@@ -197,7 +197,7 @@ def run_grid(
     dry_run: bool = False,  # check every recipe, its data set and splits, and stop
     **changes: Any,  # fields of the recipe, for all rows
 ) -> str:  # the results
-    "Run a grid of experiments; given again after any interruption, it carries on."
+    "Run a grid of experiments; the same command carries on after an interruption."
     if 'seed' in changes: raise ValueError(f"seed={changes['seed']} belongs to one run; a grid has seeds='{changes['seed']}'")
     for name, value, least in ('draws', draws, 1), ('retries', retries, 0), ('jobs', jobs, 0):
         if value < least: raise ValueError(f'{name}={value}: at least {least}')

@@ -202,7 +202,7 @@ def sweep(
     retries: int = 1,  # times that a failed run is started again; the next sweep tries it anew
     slurm: dict[str, Any] | None = None,  # queue the runs on a cluster with these options of submitit, such as dict(slurm_partition='gpu')
 ) -> pd.DataFrame:  # a row for each run: status, parameters, results, seconds
-    "Run what is not finished yet; a run that fails does not stop the others. Given again after any interruption, it carries on."
+    "Run what is not finished yet; a failed run does not stop the others, and the same call carries on after an interruption."
     path, dest = str(find_notebook(notebook)), Path(dest).resolve()
     points = {k: Point(path, str(dest/k), json.loads(json.dumps(v, default=str))) for k, v in runs.items()}
     for point in points.values(): point.check()
