@@ -6,6 +6,8 @@
 __all__ = ['SaG', 'SaGConfig', 'load_refer', 'load_captions', 'segment', 'load_released', 'fit', '__version__']
 
 # %% ../nbs/84_front.ipynb #d15a3162
+import sys
+from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -51,14 +53,13 @@ def _explained(obj: Any) -> Any:
     return obj
 
 # %% ../nbs/84_front.ipynb #c1a6bc7a
-def __getattr__(name: str) -> Any:
-    "Load a public name from its room, or the version."
-    if name == '__version__': found = _version()
-    elif name in _rooms: found = _explained(getattr(import_module(f'sag.{_rooms[name]}'), name))
-    else: raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-    globals()[name] = found
-    return found
+def _front_door(module: str, rooms: dict[str, str]) -> tuple[Callable, Callable]:
+    "`__getattr__` and `__dir__` of a package whose public names are loaded from their rooms when they are first used."
+    def get(name: str) -> Any:
+        if name not in rooms: raise AttributeError(f'module {module!r} has no attribute {name!r}')
+        found = _version() if name == '__version__' else _explained(getattr(import_module(f'sag.{rooms[name]}'), name))
+        setattr(sys.modules[module], name, found)
+        return found
+    return get, lambda: sorted(rooms)
 
-def __dir__() -> list[str]:
-    "The public names, for completion."
-    return sorted([*_rooms, '__version__'])
+__getattr__, __dir__ = _front_door(__name__, _rooms | dict(__version__=''))

@@ -6,8 +6,9 @@
 __all__ = ['run', 'resume', 'table', 'Run']
 
 # %% ../../nbs/60_runs.ipynb #432490ea
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from .. import _front_door
 
 # %% ../../nbs/60_runs.ipynb #b9d4b400
 _rooms = dict(run='runs.papermill', resume='runs.papermill', table='runs.papermill', Run='record')
@@ -17,14 +18,4 @@ if TYPE_CHECKING:
     from sag.record import Run
     from sag.runs.papermill import resume, run, table
 
-# %% ../../nbs/60_runs.ipynb #1923a079
-def __getattr__(
-    name: str,  # a public name that has not been looked up before
-) -> Any:
-    "Load a public name from the room that defines it."
-    if name in _rooms: return getattr(import_module(f'sag.{_rooms[name]}'), name)
-    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-
-def __dir__() -> list[str]:
-    "The public names, for completion."
-    return sorted(_rooms)
+__getattr__, __dir__ = _front_door(__name__, _rooms)
