@@ -50,7 +50,7 @@ def predict(
     json: str = '',  # COCO results for all photos, in this file
     mask: str = '',  # a folder for mask PNGs, 0 and 255
     overlay: str = '',  # a folder for overlay PNGs
-    out: str = '',  # of one photo, the overlay's file (default: beside the photo, NAME.sag.png)
+    out: str = '',  # of one photo, the overlay's file (default: NAME.sag.png next to the photo)
     draws: int = 1,  # slot draws to average: steadier and slower
     threshold: float = .5,  # a mask begins at this score
     rule: str = 'relevance',  # inference rule: relevance, avg, max or min
@@ -301,10 +301,10 @@ def report(
     runs: Annotated[str, dict(nargs='+')],  # folders with runs at any depth, or patterns such as 'runs/demo-*'
     dest: str = 'runs/report',  # folder of report.html, report.md, and each table and figure by itself
     baseline: str = '',  # group or run that the others are compared with (default: the one nearest to all others)
-    measure: str = '',  # compared by (default: mIoU, or pointing where there are boxes only)
+    measure: str = '',  # compared by (default: mIoU, or pointing if there are only boxes)
     shown: int = 4,  # expressions of each kind in the pictures
 ) -> Path:  # report.html
-    "Tables, tests, curves, breakdowns and pictures of runs, the published figures beside them."
+    "Tables, tests, curves, breakdowns and pictures of runs, next to published figures."
     from sag.runs.report import report
     report(runs, dest, baseline, measure, shown=shown)
     return Path(dest)/'report.html'

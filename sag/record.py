@@ -61,9 +61,9 @@ def _read_expressions(
     if odd: raise ValueError(f'{file}: column {odd[0]!r} holds something that is not a number; evaluate again')
     masks, there = {*COLUMNS[6:12]}, {*COLUMNS[6:]} & {*rows}
     if not there or masks & there and masks - there: raise ValueError(f'{file} has only the measures {", ".join(sorted(there)) or "(none)"}; evaluate again')
-    if rows[sorted(there)].isna().all(axis=1).any(): raise ValueError(f'{file} is not whole: a row has no numbers; evaluate again')
+    if rows[sorted(there)].isna().all(axis=1).any(): raise ValueError(f'{file} is incomplete: a row has no numbers; evaluate again')
     counts = rows.groupby(['rule', 'draw']).size().unique().tolist()
-    if counts != [expected]: raise ValueError(f'{file} is not whole: {expected} expressions of each rule and draw wanted, found {counts}; evaluate again')
+    if counts != [expected]: raise ValueError(f'{file} is incomplete: {expected} expressions of each rule and draw wanted, found {counts}; evaluate again')
     return rows
 
 # %% ../nbs/51_record.ipynb #dc796bfa
@@ -157,7 +157,7 @@ def write_results(
     rows: pd.DataFrame,  # of `sag.evaluate.evaluate`
     **facts: Any,  # what was measured: data set, split, draws, selection rule …
 ) -> None:
-    "metrics.json, with the measures in % by rule beside the facts, and expressions.csv, with a row per rule, draw and expression."
+    "metrics.json, with the measures in % by rule and the facts, and expressions.csv, with a row per rule, draw and expression."
     measures = {str(rule): {k: round(float(v), 4) for k, v in line.items() if v == v} for rule, line in summary(rows).iterrows()}
     once = rows[(rows.rule == rows.rule.iloc[0]) & (rows.draw == rows.draw.iloc[0])]  # numbers of sentences repeat between data sets
     counts = dict(photos=int(once.image_id.nunique()), expressions=len(once))

@@ -306,7 +306,7 @@ def validate(
     training: Training,  # its history's last row gains what is found; weights are saved when the rule says so
     val: Expressions,  # may be empty
     features: Features | None = None,  # cached, in place of photos
-) -> dict[str, float]:  # in %: recall of photos; mIoU and pointing where there are masks and boxes
+) -> dict[str, float]:  # in %: recall of photos; mIoU and pointing if there are masks or boxes
     "Measure on the validation expressions and save by the selection rule."
     flush(training)
     found: dict[str, float] = {}
@@ -361,7 +361,7 @@ def _check_folder(recipe: Recipe, run: Run, parts: dict[str, str], resume: bool)
     "FileExistsError if a new run would bury an interrupted one, ValueError that names the fields in which a resumed run would differ."
     waiting = run.path/'checkpoints'
     if not resume and checkpoints(waiting): raise FileExistsError(
-        f"an interrupted training waits in {run.path}: resume it with `sag train --resume {run.path}` (fit: resume=True), or remove {waiting} to start anew")
+        f"an interrupted training waits in {run.path}: resume it with `sag train --resume {run.path}` (fit: resume=True), or remove {waiting} to start over")
     if not resume or not run.trained: return
     then = json.loads(to_json(run.recipe)) | {k: run.record.get(k, v) for k, v in dict(processes=1, parts={}).items()}
     now = json.loads(to_json(recipe)) | dict(processes=turn()[1], parts=parts)

@@ -34,8 +34,8 @@ from ..files import atomic, looks_like
 @dataclass(frozen=True)
 class Source:
     "A file that can be fetched."
-    name: str  # what it is called in downloads/, and here
-    url: str = ''  # '' where there is no public address that can be fetched without a person
+    name: str  # of the file in downloads/, and of this row
+    url: str = ''  # '' if fetching it takes a person
     bytes: int = 0  # its size; 0 where no public source states it
     checksum: str = ''  # 'md5:…' or 'sha256:…'; '' where none is published
     into: str = ''  # the folder it is unpacked into, relative to the data root
@@ -200,7 +200,7 @@ def _mark(headers: Mapping[str, str]) -> str:
 
 # %% ../../nbs/22_data.download.ipynb #3d90ae96
 def _accept(part: _Part, status: int, headers: Mapping[str, str], expected: int = 0) -> None:
-    "Get ready for the bytes of this answer: append them, or start anew; `ConnectionError` if they do not fit what is there."
+    "Prepare for the bytes of this answer: append them, or start over. ConnectionError if they do not fit what is there."
     if status == 206:
         first, _, total = (headers.get('Content-Range') or '').removeprefix('bytes ').partition('/')
         if first.split('-')[0] != str(part.size) or total not in (str(part.total), '*') or _mark(headers) != part.mark:
@@ -299,7 +299,7 @@ def fetch(
 def _explained(e: OSError, part: _Part, source: Source) -> OSError:
     if isinstance(e, Corrupt):
         part.drop()
-        return Corrupt(f'{part.path}: what {part.url} sent is not what was published: {e}. It was removed, the next try starts anew. {source.by_hand}'.rstrip())
+        return Corrupt(f'{part.path}: {part.url} sent something other than was published: {e}. The file was removed; try again. {source.by_hand}'.rstrip())
     if isinstance(e, HTTPError) and not _passes(e):
         return Gone(f'{part.url}: {e.code} {e.reason}. {source.by_hand or "Look for another address."}')
     kept = f'{part.size} bytes are kept in {part.file}, and the same command resumes there.'
@@ -312,13 +312,13 @@ def _refuse(archive: Path, names: Iterable[str]) -> None:
     for name in names:
         p = PurePosixPath(name.replace('\\', '/'))
         if p.is_absolute() or '..' in p.parts or (p.parts and p.parts[0].endswith(':')):
-            raise ValueError(f'{archive}: refused, its member {name!r} points out of the folder. Get the archive from a source you trust.')
+            raise ValueError(f'{archive}: not unpacked, since its member {name!r} points outside of the folder. Get the archive from a source you trust.')
 
 def _extract_zip(archive: Path, folder: Path, bar: bool) -> None:
     with zipfile.ZipFile(archive) as z:
         _refuse(archive, z.namelist())
         if links := [i.filename for i in z.infolist() if stat.S_ISLNK(i.external_attr >> 16)]:
-            raise ValueError(f'{archive}: refused, its member {links[0]!r} is a link')
+            raise ValueError(f'{archive}: not unpacked, since its member {links[0]!r} is a link')
         _check_room(archive, folder, sum(i.file_size for i in z.infolist()))
         for i in tqdm(z.infolist(), archive.name, mininterval=1, disable=not bar):
             i.filename = i.filename.replace('\\', '/')  # as .NET writes folders
@@ -327,7 +327,8 @@ def _extract_zip(archive: Path, folder: Path, bar: bool) -> None:
 def _extract_tar(archive: Path, folder: Path, bar: bool) -> None:
     with tarfile.open(archive) as t:
         _refuse(archive, t.getnames())
-        if odd := [m.name for m in t if not m.isfile() and not m.isdir()]: raise ValueError(f'{archive}: refused, its member {odd[0]!r} is a link or a device')
+        odd = [m.name for m in t if not m.isfile() and not m.isdir()]
+        if odd: raise ValueError(f'{archive}: not unpacked, since its member {odd[0]!r} is a link or a device')
         _check_room(archive, folder, sum(m.size for m in t.getmembers()))
         for m in tqdm(t.getmembers(), archive.name, mininterval=1, disable=not bar):
             path, content = folder/m.name, t.extractfile(m)  # not `extract`: Python before 3.11.4 has no filter for what it sets besides

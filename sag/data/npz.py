@@ -88,7 +88,7 @@ def embeddings(
     dim: int = 300,  # numbers per word
     seed: int = 0,  # of the random ones
 ) -> np.ndarray:  # (lines of the vocabulary, dim) float32: what Gref_emb.npy holds
-    "A vector per word: GloVe's where there is one, otherwise random."
+    "A vector per word: GloVe's if it has the word, otherwise random."
     found = _read_glove(glove_file, vocabulary.keys(), dim) if glove_file else {}
     spread = np.std(list(found.values())) if found else dim**-.5
     table = np.random.default_rng(seed).normal(0, spread, (max(vocabulary.values()) + 1, dim)).astype(np.float32)
@@ -126,7 +126,7 @@ def _header(z: zipfile.ZipFile, name: str) -> tuple[int, ...]:  # shape
     with z.open(f'{name}.npy') as f:
         read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
         shape, _, dtype = read[np.lib.format.read_magic(f)](f)
-    if dtype.hasobject: raise UnsafePickle(f'{z.filename}: refused, {name} is an array of Python objects, a pickle. Write it as text or numbers.')
+    if dtype.hasobject: raise UnsafePickle(f'{z.filename}: {name} is an array of Python objects (a pickle), which is not read. Write it as text or numbers.')
     if dtype.kind not in _kinds[name]: raise ValueError(f'{name} is {dtype}')
     return shape
 
@@ -215,7 +215,7 @@ def write_npz(
     size: int = 480,  # side of that square, pixels
     pad: bool = False,  # fill up to a square, as that script's ancestors do
 ) -> Path:  # the folder with the files: folder/dataset/split_batch
-    "Write a split as the released `build_batches.py` does, one npz per expression; goes on where it was interrupted."
+    "Write a split as the released `build_batches.py` does, one npz per expression; resumes an interrupted export."
     dest, side, made = Path(folder)/dataset/f'{split}_batch', size if 'train' in split else 0, None
     files = _plan(Expressions(expressions).split(split), dest, f'{dataset}_{split}')
     _check_space(dest, (_frame(e, side, pad) for file, e in files.items() if not file.exists()))

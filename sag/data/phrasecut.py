@@ -25,7 +25,7 @@ _SOURCE = 'download_dataset.py of github.com/ChenyunWu/PhraseCutDataset fetches 
 def find_listing(
     root: Path,  # VGPhraseCut_v0, a folder that holds it, or the data set's repository
 ) -> Path:
-    "The list of photos, image_data_split.json; its folder is the data set's. FileNotFoundError where there is none."
+    "The list of photos, image_data_split.json; its folder is the data set's. FileNotFoundError if it is missing."
     tried = [root/p for p in ('', 'VGPhraseCut_v0', 'phrasecut/VGPhraseCut_v0', 'data/VGPhraseCut_v0', 'PhraseCutDataset/data/VGPhraseCut_v0')]
     names = ('image_data_split.json', 'image_data_split3000.json')  # now, and in the first release
     for path in (folder/name for folder in tried for name in names):
@@ -62,7 +62,7 @@ def phrase_tags(
     return (*[_NEEDED[k] for k in [structure.get('type')] if k in _NEEDED], *[tag for tag, holds in rules.items() if holds])
 
 # %% ../../nbs/14_data.phrasecut.ipynb #cc6a3c25
-def _category_ranks(path: Path) -> dict[str, int]:  # category → rank, 0 is the most frequent; empty where there is no such file
+def _category_ranks(path: Path) -> dict[str, int]:  # category → rank, 0 is the most frequent; empty without the file
     "How frequent categories are; a ValueError where the file has none."
     if not path.exists(): return {}
     counts = read_json(path).get('cat')

@@ -100,7 +100,7 @@ _TOKEN = re.compile(r"'s\b|\w+(?:[-&]\w+)*|[^\w\s]")
 def noun_phrases(
     caption: str,  # a sentence
 ) -> list[str]:  # lower case, in order, without a determiner in front
-    "The noun phrases of a caption, each with its modifiers; none where there is no noun."
+    "The noun phrases of a caption, each with its modifiers; empty if there is no noun."
     text = caption.lower()
     found = list(_TOKEN.finditer(text))
     letters = _letters_of([m[0] for m in found])

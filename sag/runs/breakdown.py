@@ -31,7 +31,7 @@ __all__ = ['PLACES', 'COLOURS', 'data_of', 'distractors', 'breakdown', 'show_bre
 # %% ../../nbs/66_runs.breakdown.ipynb #d7526620
 def data_of(
     run: Entry,  # measured on a data set
-) -> Expressions | None:  # of all splits; None if it is not at hand
+) -> Expressions | None:  # of all splits; None if it is not available
     "The data set a run was measured on; nothing is generated or fetched."
     root = run.data.get('root')
     found = next((p for p in (Path(root), project_root()/root) if p.is_dir()), None) if root else None
@@ -150,7 +150,7 @@ def _breakdown_panel(ax: Any, tables: dict[str, pd.DataFrame], measure: str, tit
 def extremes(
     groups: Sequence[Group],  # one, a, or two measured on the same expressions, a and b
     shown: int = 4,  # expressions of each kind
-) -> pd.DataFrame:  # KEY, which (best, worst, changed), IoU in % of a (and b); pointing where there are only boxes
+) -> pd.DataFrame:  # KEY, which (best, worst, changed), IoU in % of a (and b); pointing if there are only boxes
     "Expressions to look at, from the first draw of the first training. Ties are broken by a fixed lot."
     def first(g: Group) -> pd.Series:
         rows = g.runs[0].rows
@@ -183,7 +183,7 @@ def _show_expressions(chosen: Sequence[Expression], models: dict[str, Any], aske
 def pictures(
     table: pd.DataFrame,  # of `extremes`
     groups: Sequence[Group],  # one or two
-) -> dict[str, Figure]:  # by which; none where a model or the photos are not at hand
+) -> dict[str, Figure]:  # by which; empty if a model or the photos are missing
     "The best, the worst and the most different expressions with their masks."
     runs = [g.runs[0] for g in groups]
     known = data_of(runs[0]) if all((r.origin/'model.safetensors').exists() for r in runs) else None

@@ -71,7 +71,7 @@ class Entry:
     run: Run  # its folder
     name: str  # short, for tables
     status: str  # finished, failed, unfinished, not measured, or damaged and why
-    training: Run | None = None  # whose model was measured; None: not at hand
+    training: Run | None = None  # whose model was measured; None: not found
     recipe: dict[str, Any] = field(default_factory=dict)  # of the training, with the `rule` and `threshold` it was measured with
     data: dict[str, Any] = field(default_factory=dict)  # what it was measured on: dataset, split_by, split, tag, root
 

@@ -221,7 +221,7 @@ def _row(path: Path) -> dict[str, Any] | None:
 CODE = 'losses', 'step', 'train', 'val'  # parameters that name code
 
 def resume(
-    dest: str | Path,  # folder of a run that did not come to its end
+    dest: str | Path,  # folder of an unfinished run
     notebook: str | Path = '',  # that it runs, unless it is one of the package's own
     **params: Any,  # parameters to change; of a dict, such as `changes`, only the entries given
 ) -> Path:  # the executed notebook

@@ -245,8 +245,8 @@ def _breakdown(q: _Question) -> Section:
     text = {k: pd.Series([cell(*x) for x in t[[q.measure, 'lo', 'hi']].to_numpy()], t.index) for k, t in tables.items()}
     shown = tables[q.groups[0].name][['expressions', 'photos']].assign(**text).fillna('').reset_index()
     shown['by'] = shown.by.mask(shown.by.duplicated(), '')
-    note = f'{q.groups[0].data}: {q.measure} in % [95 % bootstrap interval over photos, where there are five].'
-    if known is None: note += ' The data set is not at hand, so distractors are not counted.'
+    note = f'{q.groups[0].data}: {q.measure} in % [95 % bootstrap interval over photos, from five photos on].'
+    if known is None: note += ' Distractors are not counted, since the data set was not found.'
     return Section('breakdown', 'By kind of expression', note, pd.concat(tables, names=['group']), shown, dict(breakdown=show_breakdown(tables, q.measure)))
 
 # %% ../../nbs/67_runs.report.ipynb #d1191663
@@ -270,7 +270,7 @@ def _examples(q: _Question) -> Section:
     scores, of = table[[g.name for g in pair]].map('{:.0f}'.format), 'IoU' if 'iou' in pair[0].runs[0].rows else 'pointing in the box'
     text = pd.concat([table[['which', 'sentence', 'split', 'image_id']], scores], axis=1)
     note = f'{pair[0].data}, the best and the worst of {pair[0].name}, one per photo: {of} in % of the first slot draw of the first training.'
-    return Section('examples', 'Expressions', note + ('' if figures else ' No pictures: a model or the photos are not at hand.'), table, text, figures)
+    return Section('examples', 'Expressions', note + ('' if figures else ' No pictures, since a model or the photos were not found.'), table, text, figures)
 
 def _published(q: _Question) -> Section:
     "What others published on this data set; nothing of it was measured here."

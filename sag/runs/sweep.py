@@ -199,7 +199,7 @@ def sweep(
     notebook: str | Path = 'train',  # path of a notebook, or the name of one of the package's own
     jobs: int = 0,  # runs at a time on this machine (0: one for each GPU, or one)
     gpus: str = '',  # pin the runs to these GPUs, such as '0,1'
-    retries: int = 1,  # times that a failed run is started again; the next sweep tries it anew
+    retries: int = 1,  # times that a failed run is started again; the next sweep tries again
     slurm: dict[str, Any] | None = None,  # queue the runs on a cluster with these options of submitit, such as dict(slurm_partition='gpu')
 ) -> pd.DataFrame:  # a row for each run: status, parameters, results, seconds
     "Run what is not finished yet; a failed run does not stop the others, and the same call carries on after an interruption."
