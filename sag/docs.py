@@ -260,6 +260,7 @@ _STYLE = """
   .toc-tree { border-left: none }
 }
 @media (min-width: 63em) and (max-width: 105em) { .toc-content-icon { display: flex } }
+@media (max-width: 63em) { .toc-content-icon { display: none !important } }
 @media (min-width: 63em) { .sidebar-drawer { width: 15em } .content { box-sizing: border-box; width: min(78em, 100vw - 15em) } }
 @media (min-width: 105em) { .content { width: min(78em, 100vw - 30em) } }
 article :is(p, ul, ol, dl.field-list, blockquote) { max-width: 50em }
