@@ -55,7 +55,7 @@ def predict(
     threshold: float = .5,  # a mask begins at this score
     rule: str = 'relevance',  # inference rule: relevance, avg, max or min
     device: str = '',  # such as cpu or cuda:1 (default: CUDA if there is one)
-    precision: str = '',  # fp32, fp16 or bf16 (default: as the weights are)
+    precision: str = '',  # fp32, fp16, bf16 or auto (default: as the weights are)
     urls: bool = False,  # photos may be http(s) addresses; fetch them
 ) -> str:  # the files written
     "Segment what expressions refer to in photos."
@@ -204,11 +204,14 @@ YES, NO = ('true', 'yes', 'on', '1'), ('false', 'no', 'off', '0')
 def _typed(kind: type) -> Callable[[str], Any]:
     "A reader of option values for argparse: JSON for dicts and tuples, yes and no for bools."
     def read(text: str) -> Any:
+        words: dict[str, Any] = dict.fromkeys(YES, True) | dict.fromkeys(NO, False)
+        if kind == bool | str: return words.get(text.lower(), text)
         if kind not in (bool, dict, tuple): return kind(text)
-        value = (dict.fromkeys(YES, True) | dict.fromkeys(NO, False)).get(text.lower()) if kind is bool else json.loads(text)
+        value = words.get(text.lower()) if kind is bool else json.loads(text)
         if not isinstance(value, list if kind is tuple else kind): raise ValueError
         return value
-    read.__name__ = {bool: 'yes or no', dict: 'JSON object', tuple: 'JSON list'}.get(kind, kind.__name__)  # argparse names it where it complains
+    names: dict[Any, str] = {bool: 'yes or no', bool | str: 'yes, no or auto', dict: 'JSON object', tuple: 'JSON list'}
+    read.__name__ = names.get(kind) or kind.__name__  # argparse names it where it complains
     return read
 
 def _recipe_options(parser: ArgumentParser) -> None:
@@ -218,7 +221,8 @@ def _recipe_options(parser: ArgumentParser) -> None:
     for f in fields(Recipe):
         kind: Any = f.type
         text = helps[f.name] + (f' [{a}]' if (a := allowed(f)) else '')
-        group.add_argument(f'--{f.name}', type=_typed(kind), default=SUPPRESS, help=text.replace('%', '%%'), metavar=kind.__name__)
+        kind_name = getattr(kind, '__name__', 'yes|no|auto')
+        group.add_argument(f'--{f.name}', type=_typed(kind), default=SUPPRESS, help=text.replace('%', '%%'), metavar=kind_name)
     parser.epilog = f'presets: {", ".join(presets)}'
 
 # %% ../nbs/82_cli.ipynb #08612039
@@ -231,6 +235,7 @@ def evaluate(
     split: str = 'val',  # train, val, testA, testB or test, several with +, or all
     tag: str = '',  # only this subset of an evaluation, such as PhraseCut's i_multi
     draws: int = 3,  # slot draws
+    precision: str = '',  # fp32, fp16, bf16 or auto (default: as the weights are)
     discovery: bool = False,  # also how well the slots cut photos into their annotated objects, whatever the text
     untrained: bool = False,  # also what the backbone gives without training: principal component, CLS attention, k-means
     shown: int = 5,  # photos in the figure
@@ -248,7 +253,8 @@ def evaluate(
     elif not Path(model, 'run.json').is_file(): raise ValueError("--dataset '' is what a run was trained on, and this is no run; name a data set")
     dest = dest or f'{model if model and Path(model).is_dir() else "runs/" + Path(model or predictions).stem}/{dataset}-{split}'
     done = run('evaluate', dest, model=str(Path(model).resolve()) if model and local else model, predictions=predictions and str(Path(predictions).resolve()),
-               dataset=dataset, root=root, split_by=split_by, split=split, tag=tag, draws=draws, discovery=discovery, untrained=untrained, shown=shown)
+               dataset=dataset, root=root, split_by=split_by, split=split, tag=tag, draws=draws,
+               precision=precision, discovery=discovery, untrained=untrained, shown=shown)
     print(_results_table(json.loads((Path(dest)/'metrics.json').read_text(encoding='utf-8'))), f'\n\nnext: sag report {model if model and local else dest}\n')
     return done
 

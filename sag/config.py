@@ -34,7 +34,7 @@ def _check(
 ) -> None:
     "ValueError or TypeError that names field, value and what is allowed."
     kind: Any = {float: int | float, tuple: list | tuple}.get(f.type, f.type)  # type: ignore[arg-type, call-overload]
-    right = isinstance(value, kind) and (f.type is bool or not isinstance(value, bool))
+    right = isinstance(value, kind) and (f.type in (bool, bool | str) or not isinstance(value, bool))
     if not right and not _choices(f): raise TypeError(f'{f.name}={value!r}: wanted a {getattr(f.type, "__name__", f.type)}')
     if f.type is tuple and not all(isinstance(v, int | float) for v in value): raise TypeError(f'{f.name}={value!r}: wanted numbers')
     if _choices(f): right = right and value in _choices(f)
@@ -125,6 +125,7 @@ class Data:
     texts_per_photo: int = _number(4, 1)  # for group `photo`: expressions drawn from each photo
     cache_features: bool = False  # frozen image backbone: write its features to disk once; a frozen text encoder's are kept in memory
     feature_dir: str = 'data/features'  # where cached features and photos lie
+    photo_fit: int = _number(0)  # training photos are first fitted into a square of this side, as the released code stores them (480; 0: not)
     cache_photos: bool = False  # write the squashed photos to one file once, into `feature_dir`
     workers: int = _number(0)  # processes that decode photos
 
@@ -154,7 +155,7 @@ class Optimisation:
 class Recipe(Optimisation, Data, SaGConfig):
     "A training, complete: model, data and optimisation (paper, implementation details)."
     precision: str = _one_of('fp32', 'fp16', 'bf16', 'auto')  # of the forward pass; losses are fp32. auto: bf16 if the hardware has it
-    checkpointing: bool = False  # compute activations again in the backward pass: less memory, more time, the same gradients
+    checkpointing: bool | str = _one_of(False, True, 'auto')  # recompute activations in the backward pass: less memory, more time. auto: where memory is short
     compile: bool = False  # let torch.compile write kernels for the model: slow first steps, faster later ones
     accumulate: int = _number(1, 1)  # batches whose gradients are added before a step; negatives still come from one batch
     start: str = ''  # folder of a run or a saved model whose weights are the beginning ('': drawn from the seed)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import lru_cache
 from itertools import islice
 from os import PathLike
@@ -25,13 +25,14 @@ from torch import Tensor, nn
 
 from .data.batches import at_least_float32, image_transform, load_tokenizer, pad, text_limit, tokenize, tokenizer_of
 from .data.photos import read_photo, upright
+from .distribute import autocast, full_precision, precision_here
 from .masks import Segments
 from .model.sag import SaG
 from .place import placed
 from .released import load_released
 
 # %% auto #0
-__all__ = ['RULES', 'PRECISIONS', 'SUFFIXES', 'weigh', 'segment_scores', 'min_max', 'full_size', 'slot_noise', 'encode_draws',
+__all__ = ['RULES', 'SUFFIXES', 'weigh', 'segment_scores', 'min_max', 'full_size', 'slot_noise', 'encode_draws',
            'evaluation_mode', 'as_photo', 'photo_files', 'as_sentences', 'unknown_words', 'check_words', 'as_model',
            'Slots', 'find_slots', 'encode_sentences', 'relevance_of', 'Trace', 'find_masks', 'trace', 'segment_many',
            'segment']
@@ -57,18 +58,22 @@ def segment_scores(
     rule: str = 'relevance',    # one of `RULES`
 ) -> Tensor:                    # (T,h,w)
     "Σₖ weightₖ · mapₖ on the patch grid (paper, inference and evaluation)."
-    return torch.einsum('tk,khw->thw', weigh(relevance, rule), slot_maps)
+    with full_precision(slot_maps.device): return torch.einsum('tk,khw->thw', weigh(relevance, rule), slot_maps)
 
 # %% ../nbs/44_predict.ipynb #e38d0a4a
 def min_max(
     score: Tensor,              # (T,H,W)
     rounding: float = 1e-5,     # a range below this share of the largest value counts as none
 ) -> Tensor:                    # (T,H,W) in [0,1]; all 0 where the score is constant
-    "Stretch each map to [0, 1]. `ValueError` where a score is not finite, which means that training diverged."
-    lo, hi = score.amin((1, 2), keepdim=True), score.amax((1, 2), keepdim=True)
-    if not torch.isfinite(lo + hi).all(): raise ValueError('a score is not finite: the model has diverged, its weights hold NaN')
+    "Stretch each map to [0, 1]. On the CPU a score that is not finite, because training diverged, is a `ValueError`; a GPU would wait, so NaN stays NaN there."
+    lo, hi = (f(score.flatten(1), 1)[:, None, None] for f in (torch.amin, torch.amax))
+    if score.device.type == 'cpu': _check_finite(lo + hi)
     flat = hi - lo <= rounding * torch.maximum(lo.abs(), hi.abs())
     return (score - lo).div_(torch.where(flat, torch.inf, hi - lo))
+
+def _check_finite(x: Tensor) -> Tensor:
+    if not x.isfinite().all(): raise ValueError('a score is not finite: the model has diverged, its weights hold NaN')
+    return x
 
 # %% ../nbs/44_predict.ipynb #6c338b62
 def full_size(
@@ -107,20 +112,17 @@ def encode_draws(
         yield draw, out
 
 # %% ../nbs/44_predict.ipynb #e673cf47
-PRECISIONS = {'fp32': torch.float32, 'fp16': torch.float16, 'bf16': torch.bfloat16}
-
 @contextmanager
 def evaluation_mode(
     model: nn.Module,       # any module
     device: Any = None,     # where to compute; default where the model is
-    precision: str = '',    # fp32, fp16 or bf16 (autocast); default as the weights are
+    precision: str = '',    # fp32, fp16, bf16 or auto, see `precision_here`; default as the weights are
 ) -> Iterator[Any]:         # the device
     "No gradients, no dropout; afterwards every part has the mode it had. `ValueError` for an unknown precision."
-    if precision and precision not in PRECISIONS: raise ValueError(f'precision={precision!r}; choose {", ".join(PRECISIONS)}')
+    where = device or next(model.parameters(), torch.empty(0)).device
+    cast = autocast(precision_here(precision, where), where)
     modes = {m: m.training for m in model.modules()}
     if device is not None: model.to(device)
-    where = device or next(model.parameters(), torch.empty(0)).device
-    cast = torch.autocast(torch.device(where).type, PRECISIONS[precision]) if precision in ('fp16', 'bf16') else nullcontext()
     model.eval()
     try:
         with torch.no_grad(), cast: yield where
@@ -166,7 +168,8 @@ SUFFIXES = {'.jpg', '.jpeg', '.png', '.webp', '.bmp', '.tif', '.tiff'}
 def photo_files(
     source: str | PathLike,     # a photo's file, or a folder
 ) -> list[Path]:                # at least one
-    "The photos of a folder at any depth, by name, or the one file. `FileNotFoundError` if there is none."
+    "The photos of a folder at any depth, by name, or the one file. `FileNotFoundError` if there is none, `ValueError` for an address."
+    if str(source).startswith(('http://', 'https://')): raise ValueError(f'{source} is an address; pass urls=True (--urls) to fetch it')
     path = Path(source)
     found = sorted(o for o in path.rglob('*') if o.suffix.lower() in SUFFIXES and o.is_file()) if path.is_dir() else [path] * path.is_file()
     if not found: raise FileNotFoundError(f'no photo in {str(source)!r}; give a photo, or a folder with photos ({" ".join(sorted(SUFFIXES))})')
@@ -271,7 +274,8 @@ def relevance_of(
     def find(things: list[str]) -> Tensor:
         ids, mask = pad(tokenize(things, tok), tok.pad_token_id or 0)
         return at_least_float32(model.relevance(slots, model.encode_text(ids.to(slots.device), mask.to(slots.device)))[0])
-    return placed(at_least_float32(model.relevance(slots, text)[0]), sentences, slot_maps, strength, find if tok else None)
+    relevance = at_least_float32(model.relevance(slots, text)[0])
+    with full_precision(slots.device): return placed(relevance, sentences, slot_maps, strength, find if tok else None)
 
 # %% ../nbs/44_predict.ipynb #90fc9837
 class Trace(NamedTuple):
@@ -295,7 +299,7 @@ def find_masks(
         text = encode_sentences(model, as_sentences(sentences), tokenizer, where)
         relevance = relevance_of(model, as_sentences(sentences), text, found.slots, found.slot_maps, tokenizer)
         scores = full_size(segment_scores(relevance, found.slot_maps, rule), found.photo.size[::-1])
-    return Trace(found.photo, *(o.cpu() for o in (found.slot_maps, relevance, scores, scores >= threshold)))
+    return Trace(found.photo, found.slot_maps.cpu(), relevance.cpu(), _check_finite(scores.cpu()), (scores >= threshold).cpu())
 
 # %% ../nbs/44_predict.ipynb #bde37cb2
 @delegates(find_masks)
@@ -328,7 +332,7 @@ def _segment_batch(
         for _, out in encode_draws(net, torch.stack([transform(p) for p in photos]).to(where), [0] * len(photos), draws):
             for slots, maps, photo, found in zip(out.slots, at_least_float32(out.slot_maps), photos, scores, strict=True):
                 relevance = relevance_of(net, said, text, slots[None], maps, tokenizer)
-                found.append(full_size(segment_scores(relevance, maps, rule), photo.size[::-1]).cpu())
+                found.append(_check_finite(full_size(segment_scores(relevance, maps, rule), photo.size[::-1]).cpu()))
     mean = [s[0] if len(s) == 1 else min_max(torch.stack(s).mean(0)) for s in scores]
     names = [str(o) if isinstance(o, (str, PathLike)) else '' for o in images]
     return [Segments(s, s >= threshold, said, p, name) for s, p, name in zip(mean, photos, names, strict=True)]
@@ -344,7 +348,7 @@ def segment_many(
     rule: str = 'relevance',                    # inference rule, see `weigh`
     tokenizer: Any = None,                      # default: the model's own
     device: Any = None,                         # default: where the model is; for one that is loaded, CUDA if there is one
-    precision: str = '',                        # fp32, fp16 or bf16; default as the weights are
+    precision: str = '',                        # fp32, fp16, bf16 or auto; default as the weights are
     urls: bool = False,                         # fetch photos whose address is given
     batch_size: int = 8,                        # photos at once; changes speed and memory, not results
 ) -> Iterator[Segments]:                        # photo by photo

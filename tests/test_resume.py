@@ -103,7 +103,8 @@ def test_nonfinite_losses_stop_or_are_left_out(tiny, tmp_path):
 @pytest.mark.parametrize('changes, message', [
     (dict(cache_features=True), 'needs freeze_image'), (dict(entities='clusters'), 'needs freeze_image'), (dict(val_split=''), 'needs masks'),
     (dict(reconstruct=False), 'reconstruct=False has no loss for reconstruction_weight=1.0'), (dict(steps=0, epochs=0), 'train nothing'),
-    (dict(val_split='vall'), "no split 'vall'"), (dict(batch_size=1000), 'Lower the batch size')])
+    (dict(val_split='vall'), "no split 'vall'"), (dict(batch_size=1000), 'Lower the batch size'),
+    pytest.param(dict(precision='fp16'), 'needs a GPU', marks=pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU'))])
 def test_impossible_wishes_are_errors_before_the_first_step(tiny, tmp_path, changes, message):
     with pytest.raises(ValueError, match=message): fit(change(tiny, **changes), tmp_path)
     assert not (tmp_path/'run.json').exists()

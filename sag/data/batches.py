@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageOps
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
@@ -113,8 +113,10 @@ def pad(
 def squash(
     photo: Image.Image,  # RGB
     image_size: int,  # side of the square, pixels
+    fit: int = 0,  # first fit the photo, aspect kept, into a square of this side (0: at once)
 ) -> torch.Tensor:  # (3,H,W) uint8
     "A photo as a square of pixels."
+    if fit: photo = ImageOps.contain(photo, (fit, fit), Image.Resampling.BILINEAR)
     x = torch.from_numpy(np.array(photo))[None].permute(0, 3, 1, 2)  # (1,3,H,W), channels last
     if x.shape[2:] == (image_size, image_size): return x[0]
     fast = torch.backends.cpu.get_cpu_capability() in ('AVX2', 'AVX512') or platform.machine() in ('aarch64', 'arm64')
@@ -145,24 +147,25 @@ class Stored(Rows):
 
 def _photos_digest(
     photos: Mapping[Path, Sequence[Expression]],  # file → its expressions, which say the annotated size
-    image_size: int,  # side of the square, pixels
+    *sizes: int,  # of `squash`
 ) -> str:  # 16 hexadecimal digits
     "What a cache of squashed photos depends on: names, sizes and times of the files, in order."
     lines = [f'{p.name} {p.stat().st_size} {p.stat().st_mtime_ns} {es[0].width} {es[0].height}' for p, es in photos.items()]
-    return hashlib.sha256('\n'.join([str(image_size), *lines]).encode()).hexdigest()[:16]
+    return hashlib.sha256('\n'.join([' '.join(str(s) for s in sizes if s), *lines]).encode()).hexdigest()[:16]
 
 # %% ../../nbs/25_data.batches.ipynb #ee707544
 def cache_photos(
     expressions: Expressions,  # whose photos
     image_size: int,  # side of the square, pixels
     folder: str | os.PathLike,  # where caches lie
+    fit: int = 0,  # see `squash`
 ) -> Stored:  # (3,H,W) uint8 of each photo
     "Squash all photos into one file, or find them squashed. OSError at once where the disk is too small, ValueError where a photo is broken."
     photos = expressions.photos()
-    path = Path(folder)/f'photos-{_photos_digest(photos, image_size)}.npy'
+    path = Path(folder)/f'photos-{_photos_digest(photos, image_size, fit)}.npy'
     if (found := Stored.open(path, list(photos))) is not None: return found
     with new_rows(path, (len(photos), 3, image_size, image_size), np.uint8) as array, ThreadPoolExecutor(os.cpu_count()) as pool:
-        def put(i: int, es: Sequence[Expression]) -> None: array[i] = squash(es[0].photo(), image_size).numpy()
+        def put(i: int, es: Sequence[Expression]) -> None: array[i] = squash(es[0].photo(), image_size, fit).numpy()
         for _ in tqdm(pool.map(put, range(len(photos)), photos.values()), 'photos', len(photos), mininterval=5): pass
     return Stored(path, list(photos))
 
@@ -232,11 +235,12 @@ class PhotoTexts(Dataset):
         truncate: bool = False,
         seed: int = 0,  # for drawing expressions of a photo
         cache: bool | Mapping[Path, torch.Tensor] = False,  # keep decoded photos in memory, or take them from `cache_photos`
+        fit: int = 0,  # see `squash`
     ):
         self.expressions, self.groups = expressions, _Ragged(_groups(expressions, group))
         self.ids = _Ragged(tokenize([e.sentence for e in expressions], tokenizer, max_length, truncate))
         self.pad_id, self.image_size, self.mean, self.std, self.epoch = tokenizer.pad_token_id or 0, image_size, mean, std, 0
-        self.texts_per_photo, self.features, self.seed = texts_per_photo, features, seed
+        self.texts_per_photo, self.features, self.seed, self.fit = texts_per_photo, features, seed, fit
         self.kept: Any = cache if isinstance(cache, Mapping) else {} if cache else None
     def __len__(self) -> int: return len(self.groups)
     def set_epoch(self, epoch: int) -> None: self.epoch = epoch
@@ -251,8 +255,8 @@ def _drawn(data: PhotoTexts, i: int) -> list[int]:  # indices of expressions
 
 def _pixels(data: PhotoTexts, e: Expression) -> torch.Tensor:  # (3,H,W) uint8
     "An expression's photo, squashed; decoded once where the data set keeps photos."
-    if data.kept is None: return squash(e.photo(), data.image_size)
-    if e.image not in data.kept: data.kept[e.image] = squash(e.photo(), data.image_size)
+    if data.kept is None: return squash(e.photo(), data.image_size, data.fit)
+    if e.image not in data.kept: data.kept[e.image] = squash(e.photo(), data.image_size, data.fit)
     return data.kept[e.image]
 
 def _item(data: PhotoTexts, i: int) -> Item:

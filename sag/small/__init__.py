@@ -61,6 +61,6 @@ class Sample(NamedTuple):
 def samples() -> list[Sample]:
     "Three photos to try a model on, free to use, with expressions and credits."
     folder = Path(str(resources.files('sag')/'small'/'photos'))
-    return [Sample(folder/'chelsea.jpg', ('cat',), 'Chelsea by Stéfan van der Walt, CC0'),
-            Sample(folder/'coffee.jpg', ('cup', 'plate'), 'Coffee by Rachel Michetti, courtesy of Pikolo Espresso Bar, CC0'),
-            Sample(folder/'astronaut.jpg', ('woman', 'orange suit'), 'Eileen Collins by NASA, public domain')]
+    return [Sample(folder/'temple.jpg', ('temple',), 'temple by danielbuechele, CC BY 2.0'),
+            Sample(folder/'coffee.jpg', ('coffee cup',), 'coffee by Rachel Michetti, courtesy of Pikolo Espresso Bar, CC0'),
+            Sample(folder/'astronaut.jpg', ('woman', 'left flag'), 'Eileen Collins by NASA, public domain')]
