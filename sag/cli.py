@@ -29,7 +29,7 @@ from fastcore.docments import docments
 from fastcore.script import anno_parser
 
 from .config import Recipe, allowed, change, to_json
-from .files import Lenient, atomic
+from .files import Lenient, atomic, read_json
 from .presets import presets, recipe
 
 # %% ../nbs/82_cli.ipynb #2b26b952
@@ -101,10 +101,11 @@ def app(
 
 # %% ../nbs/82_cli.ipynb #83da8087
 def prepare(
-    dataset: str = 'refcoco',  # -d: refcoco, refcoco+, refcocog, refclef, grefcoco, phrasecut, captions, or Gref, unc, unc+
+    dataset: str = 'refcoco',  # -d: a data set's name (data/README.md lists them), Gref, unc, unc+, or hf: and a hub id (owner/name@revision), file or folder
     root: str = 'data',  # folder of the data set
     split_by: str = '',  # whose split, such as unc, google or umd (default: the usual one)
     images: str = '',  # the photos' folder (default: where such data sets have it)
+    columns: str = '',  # for hf:, which column plays which role, as JSON: '{"text": "query"}' (default: guessed, and logged)
     download: bool = False,  # first fetch what has a public address
     check: bool = False,  # decode every photo and mask, and list what is wrong
     layout: str = 'table',  # what to write: `table`, or `npz` as the released code does
@@ -118,10 +119,17 @@ def prepare(
     if layout not in ('table', 'npz'): raise ValueError(f"layout={layout!r}; choose 'table' or 'npz'")
     data, by = sets.find_set(name, by)
     if download: _fetch(name, root)
-    with sets.say_how_to_fetch(name, root): table = sets.prepare_table(name, root, by, images or None)
+    with sets.say_how_to_fetch(name, root): table = sets.prepare_table(name, root, by, images or None, _column_map(columns))
     print(sets.count_splits(table, data.published[by]).to_string(na_rep=''), '\n')
-    if check: _complain(sets.find_problems(table), Path(root)/'prepared'/f'{name}.problems.csv')
+    if check: _complain(sets.find_problems(table), sets.prepared_file(Path(root), name, by).with_suffix('.problems.csv'))
     return repr(table) if layout == 'table' else f'written: {_write_npz(table, dataset, root, split, embeddings)}'
+
+def _column_map(text: str) -> dict[str, str]:
+    "`--columns`. ValueError if it is not a JSON object."
+    try: found = json.loads(text or '{}')
+    except ValueError: found = None
+    if isinstance(found, dict): return found
+    raise ValueError(f"""--columns takes a JSON object, such as '{{"text": "query"}}', not {text!r}""")
 
 # %% ../nbs/82_cli.ipynb #5fb8827b
 def _fetch(name: str, root: str) -> None:
@@ -168,6 +176,7 @@ def train(
     **changes: Any,  # fields of the recipe
 ) -> Path | str:  # the executed notebook
     "Train a model: nbs/run/train.ipynb with these parameters."
+    if draws < 1: raise ValueError(f'draws={draws}; choose 1 or more')
     own = {k: v for k, v in dict(losses=losses, step=step, train=train, val=val).items() if v}
     asked = dict(changes=changes, test=test, draws=draws) | own
     if resume: return _trained(_resumed(resume, notebook, asked))
@@ -194,7 +203,7 @@ def _resumed(folder: str, notebook: str, asked: dict[str, Any]) -> Path:
 def _trained(notebook: Path) -> Path:
     "Show a training's results, and what can be done with it."
     dest = Path(os.path.relpath(notebook.parent)) if notebook.parent.is_relative_to(Path.cwd()) else notebook.parent
-    if (dest/'metrics.json').exists(): print(_results_table(json.loads((dest/'metrics.json').read_text(encoding='utf-8'))))
+    if (dest/'metrics.json').exists(): print(_results_table(read_json(dest/'metrics.json')))
     print(f'\nnext: sag predict PHOTO "EXPRESSION" --model {dest}\n      sag evaluate {dest} --dataset NAME --split SPLIT\n      sag report {dest}\n')
     return notebook
 
@@ -229,10 +238,12 @@ def _recipe_options(parser: ArgumentParser) -> None:
 def evaluate(
     model: str = '',  # `small`, a run's folder, a hub id or a released .pth.tar
     predictions: str = '',  # in place of a model: masks of another program, a JSON file of COCO results
-    dataset: str = 'refcoco',  # refcoco, refcoco+, refcocog, refclef, grefcoco, phrasecut, npz, synthetic; several with commas; '': the run's own
+    dataset: str = 'refcoco',  # a data set's name, npz, synthetic, or hf: and a hub id, file or folder; several with commas; '': the run's own
     root: str = 'data',  # folder of the data set
     split_by: str = '',  # whose split, such as unc, google or umd (default: the usual one)
     split: str = 'val',  # train, val, testA, testB or test, several with +, or all
+    images: str = '',  # the photos' folder (default: where such data sets have it)
+    columns: str = '',  # for hf:, which column plays which role, as JSON: '{"text": "query"}' (default: guessed, and logged)
     tag: str = '',  # only this subset of an evaluation, such as PhraseCut's i_multi
     draws: int = 3,  # slot draws
     precision: str = '',  # fp32, fp16, bf16 or auto (default: as the weights are)
@@ -243,19 +254,23 @@ def evaluate(
 ) -> Path:  # the executed notebook
     "Measure a model, or masks of another program: nbs/run/evaluate.ipynb with these parameters."
     if bool(model) == bool(predictions): raise ValueError('say what to measure: a model, or --predictions FILE')
+    for name, value in dict(draws=draws, shown=shown).items():
+        if value < 1: raise ValueError(f'{name}={value}; choose 1 or more')
     if predictions and not Path(predictions).is_file(): raise FileNotFoundError(f'{predictions}: no such file of COCO results')
     local = Path(model or predictions).exists()
     if not (local or model == 'small' or re.fullmatch(r'[\w.-]+/[\w.-]+', model)):
         raise FileNotFoundError(f'{model} is neither a file or folder nor a hub id')
+    from sag.data.hub import hub_slug
     from sag.data.sets import check_available
     from sag.runs.papermill import run
-    if dataset: check_available(change(Recipe(), dataset=dataset, root=root, split_by=split_by, train_split=split, val_split=''))
+    where: dict[str, Any] = dict(dataset=dataset, root=root, split_by=split_by, images=images, columns=_column_map(columns))
+    if dataset: check_available(change(Recipe(), **where, train_split=split, val_split=''))
     elif not Path(model, 'run.json').is_file(): raise ValueError("--dataset '' is what a run was trained on, and this is no run; name a data set")
-    dest = dest or f'{model if model and Path(model).is_dir() else "runs/" + Path(model or predictions).stem}/{dataset}-{split}'
+    short = ','.join(hub_slug(n[3:]) if n.startswith('hf:') else n for n in dataset.split(','))
+    dest = dest or f'{model if model and Path(model).is_dir() else "runs/" + Path(model or predictions).stem}/{short}-{split}'
     done = run('evaluate', dest, model=str(Path(model).resolve()) if model and local else model, predictions=predictions and str(Path(predictions).resolve()),
-               dataset=dataset, root=root, split_by=split_by, split=split, tag=tag, draws=draws,
-               precision=precision, discovery=discovery, untrained=untrained, shown=shown)
-    print(_results_table(json.loads((Path(dest)/'metrics.json').read_text(encoding='utf-8'))), f'\n\nnext: sag report {model if model and local else dest}\n')
+               split=split, tag=tag, draws=draws, precision=precision, discovery=discovery, untrained=untrained, shown=shown, **where)
+    print(_results_table(read_json(Path(dest)/'metrics.json')), f'\n\nnext: sag report {model if model and local else dest}\n')
     return done
 
 # %% ../nbs/82_cli.ipynb #7aa8555f

@@ -9,12 +9,12 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from http.client import HTTPException
 from itertools import islice
 from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
-from urllib.request import urlopen
 
 import numpy as np
 import torch
@@ -24,7 +24,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from .data.batches import at_least_float32, image_transform, load_tokenizer, pad, text_limit, tokenize, tokenizer_of
-from .data.photos import read_photo, upright
+from .data.download import open_web as urlopen
+from .data.photos import MAX_PIXELS, read_photo, to_rgb, upright
 from .distribute import autocast, full_precision, precision_here
 from .masks import Segments
 from .model.sag import SaG
@@ -137,12 +138,21 @@ def _fetch_photo(
     "A photo from the web. `ValueError` names an address that does not answer, or that sends too much or no photo."
     try:
         with urlopen(url, timeout=30) as answer: data = answer.read(most + 1)
-    except OSError as e: raise ValueError(f'{url} cannot be fetched: {e}') from None
+    except (OSError, ValueError, HTTPException) as e: raise ValueError(f'{url} cannot be fetched: {e}') from None
     if len(data) > most: raise ValueError(f'{url} is larger than {most:,} bytes; download it, and pass the file')
     with TemporaryDirectory() as d:
         (file := Path(d, 'photo')).write_bytes(data)
         try: return read_photo(file)
         except ValueError as e: raise ValueError(str(e).replace(str(file), url)) from None
+
+def _given(
+    picture: Image.Image,       # of any mode
+) -> Image.Image:               # RGB, upright
+    "A picture that is in memory already; `ValueError` if it has no pixels, too many, or if they cannot be decoded."
+    if not 0 < picture.width * picture.height <= MAX_PIXELS:
+        raise ValueError(f'a photo of {picture.width}×{picture.height}; 1 to {MAX_PIXELS:,} pixels are possible')
+    try: return to_rgb(upright(picture))
+    except Exception as e: raise ValueError(f'the photo cannot be decoded ({e or type(e).__name__})') from e     # whatever a decoder meets
 
 def as_photo(
     image: Any,             # path, PIL image, uint8 array (H,W), (H,W,3) or (H,W,4), or tensor (3,H,W): uint8, or float in [0,1]
@@ -153,12 +163,12 @@ def as_photo(
         if urls: return _fetch_photo(image)
         raise ValueError(f'{image} is an address; pass urls=True to fetch it')
     if isinstance(image, (str, PathLike)): return read_photo(image)
-    if isinstance(image, Image.Image): return upright(image, None).convert('RGB')
+    if isinstance(image, Image.Image): return _given(image)
     if isinstance(image, Tensor) and image.ndim == 3 and len(image) in (1, 3):
         image = image.detach().cpu().permute(1, 2, 0).expand(-1, -1, 3)
         if image.is_floating_point() and 0 <= image.min() and image.max() <= 1: image = image.mul(255).round().byte()
     a = np.asarray(image)
-    if a.dtype == np.uint8 and a.size and (a.ndim == 2 or (a.ndim == 3 and a.shape[2] in (3, 4))): return Image.fromarray(a).convert('RGB')
+    if a.dtype == np.uint8 and a.size and (a.ndim == 2 or (a.ndim == 3 and a.shape[2] in (3, 4))): return _given(Image.fromarray(a))
     raise TypeError('a photo is a path, a PIL image, a uint8 array (H,W), (H,W,3|4) or a tensor (3,H,W), '
                     f'not {type(image).__name__} {a.dtype} {a.shape}')
 
@@ -220,6 +230,9 @@ def as_model(
     "The model, loaded if need be; see `SaG.from_pretrained` and `load_released` for what they raise."
     if not isinstance(model, (str, PathLike)): return model
     where = str(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
+    try: torch.ones(1, device=where).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as e:
+        raise ValueError(f'device={where!r} is not to be had: {str(e).splitlines()[0][:200]}') from None
     if str(model) == 'small': return _packaged(where)
     if not str(model).endswith('.tar'): return SaG.from_pretrained(str(model)).to(where)
     net, _ = load_released(str(model))
@@ -356,6 +369,7 @@ def segment_many(
     said, numbers = as_sentences(expressions), dict(draws=draws, batch_size=batch_size)
     for k, v in numbers.items():
         if v < 1: raise ValueError(f'{k} must be 1 or more, not {v}')
+        if v > 10_000: raise ValueError(f'{k} must be at most 10,000, not {v}')
     if not 0 <= threshold <= 1: raise ValueError(f'threshold must lie in [0, 1], not {threshold}')
     weigh(torch.ones(1, 1), rule)       # a rule that does not exist
     todo = iter(photo_files(images) if isinstance(images, (str, PathLike)) else images)

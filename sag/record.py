@@ -107,7 +107,7 @@ class Run:
     def recipe(self) -> Recipe:
         "How the model was trained; ValueError if run.json does not say."
         try: return change(Recipe(), **BEFORE | self.record['recipe'])
-        except (KeyError, TypeError) as e: raise ValueError(f'{self.path/"run.json"} holds no recipe that this version can read: {e}') from None
+        except (KeyError, TypeError, ValueError) as e: raise ValueError(f'{self.path/"run.json"} holds no recipe that this version can read: {e}') from None
 
     @property
     def model(self) -> SaG: return SaG.from_pretrained(self.path)  # the selected weights, in evaluation mode
@@ -116,7 +116,7 @@ class Run:
     def train_photos(self) -> list[str]:
         "Keys of the photos trained on (see `sag.data.sets.leak`)."
         file = self.path/'train_photos.txt'
-        return file.read_text(encoding='utf-8').splitlines() if file.exists() else []
+        return file.read_text(encoding='utf-8', errors='replace').splitlines() if file.exists() else []
 
     @property
     def metrics(self) -> dict[str, Any]:

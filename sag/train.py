@@ -41,7 +41,7 @@ from .data.features import Features, cache_features
 from .data.phrases import same_text, to_phrases
 from .data.sets import leak, load
 from .distribute import autocast, everyone, free_memory, precision_here, share_slots, turn, weight
-from .evaluate import evaluate, summary
+from .evaluate import check_measurable, evaluate, summary
 from .evaluate.retrieval import retrieval
 from .files import Lenient, hold, remove_temporary
 from .losses import contrastive_loss, reconstruction_loss
@@ -53,11 +53,13 @@ _log = logging.getLogger(__name__)
 
 # %% ../nbs/52_train.ipynb #9889fb13
 def load_data(
-    recipe: Recipe,  # dataset, root, split_by and synthetic_args
+    recipe: Recipe,  # dataset, root, split_by, images, columns and synthetic_args
     split: str,  # such as 'train'; 'train+val' and 'all' work too
+    check: bool = True,  # make sure that every photo is there
 ) -> Expressions:
     "The expressions of a split, as published."
-    return load(recipe.dataset, recipe.root, recipe.split_by, split, scenes=recipe.synthetic_args)
+    r = recipe
+    return load(r.dataset, r.root, r.split_by, split, r.images or None, check, r.synthetic_args, r.columns)
 
 def training_texts(
     recipe: Recipe,  # see `load_data`, and train_split and captions
@@ -69,7 +71,7 @@ def test_split(
     recipe: Recipe,  # its data set
 ) -> str:  # such as 'testA+testB'
     "The splits to measure on: those called test…, or the validation split of a data set without any."
-    there = load(recipe.dataset, recipe.root, recipe.split_by, 'all', check=False, scenes=recipe.synthetic_args).splits
+    there = load_data(recipe, 'all', check=False).splits
     return '+'.join(s for s in there if s.startswith('test')) or recipe.val_split
 
 # %% ../nbs/52_train.ipynb #712eb1e0
@@ -380,7 +382,11 @@ def begin(
 ) -> None:
     "Write the run's record; continue from the newest checkpoint, or from the end if the training had reached it."
     run, state = training.run, newest(training.dest/'checkpoints') if resume else None
-    if state: _restore(training, state)
+    if state is not None:
+        try: _restore(training, state)
+        except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as e:
+            raise ValueError(f'the checkpoints in {run.path} are not of this training ({type(e).__name__}: {" ".join(str(e).split())[:200]}); '
+                             f'remove {run.path/"checkpoints"} to start over') from None
     elif resume and run.finished:
         training.history = [{k: v for k, v in row.items() if v == v} for row in run.history.to_dict('records')]  # NaN is not itself
         training.step, training.best = training.total, max(h.get('val mIoU', -1.) for h in training.history)
@@ -465,6 +471,8 @@ def prepare(
         watched = Expressions([e for es in list(watched.photos().values())[:recipe.val_photos or None] for e in es])
         if recipe.selection == 'best_val_miou' and not watched.has_masks:
             raise ValueError(f"selection='best_val_miou' needs masks, and {recipe.val_split!r} has none; use 'last'")
+        for es in (watched if watched.has_masks or watched.has_boxes else (), later or ()):
+            if es and machine.is_main_process: check_measurable(es)
         model, features = build_model(recipe, [e.sentence for e in texts]).to(machine.device), None
         (texts, a), (watched, b), (_, c) = (keep_to_limit(es, model, recipe.long_text) for es in (texts, watched, later or Expressions()))
         long = {k: n for k, n in dict(train=a, val=b, test=c).items() if n}

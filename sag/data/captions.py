@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from ..files import read_json
+from ..files import read_bytes, read_json
 from .expressions import Expression, Expressions, frame_side, id_number, sentence_text
 from .photos import check_photos, finder
 
@@ -24,7 +24,7 @@ def _read_text(
     path: Path,  # a text file
 ) -> str:
     "A file's text, whatever it is encoded in. ValueError where it is no text."
-    data = path.read_bytes()
+    data = read_bytes(path)
     code = 'utf-16' if data[:2] in (b'\xff\xfe', b'\xfe\xff') else 'utf-8-sig'
     try: text = data.decode(code)
     except UnicodeDecodeError as e:

@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from ..files import UnsafePickle, atomic
+from ..files import UnsafePickle, atomic, check_file
 from .expressions import Expression, Expressions, has_mask
 
 # %% ../../nbs/17_data.npz.ipynb #a2496a22
@@ -135,6 +135,7 @@ def _header(z: zipfile.ZipFile, name: str) -> tuple[int, ...]:  # shape
 def _opened(path: str | os.PathLike) -> Iterator[zipfile.ZipFile]:
     "An npz's zip; whatever goes wrong while reading becomes a ValueError with the file's name."
     try:
+        check_file(path)
         with zipfile.ZipFile(path) as z: yield z
     except (FileNotFoundError, UnsafePickle): raise
     except Exception as e:

@@ -22,6 +22,7 @@ def upright(
     "The photo turned as EXIF says if there is no annotated frame, or if only the turned photo has its shape."
     try: turned = ImageOps.exif_transpose(photo)
     except Exception: return photo  # rubbish where EXIF should be
+    turned.format = photo.format
     if size is None or (turned.size == size != photo.size): return turned
     def stretch(shape: tuple[int, int]) -> float: return abs(np.log(shape[0]*size[1]/(shape[1]*size[0])))
     return turned if photo.size != size and stretch(turned.size) < .05 < stretch(photo.size) else photo

@@ -5,8 +5,10 @@
 # %% ../../nbs/46_evaluate.ipynb #3d38719c
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from os import PathLike
 from pathlib import Path
@@ -28,8 +30,8 @@ from ..predict import RULES, encode_draws, evaluation_mode, full_size, min_max, 
 
 # %% auto #0
 __all__ = ['TRIVIAL', 'BLIND', 'ORACLE', 'MEAN', 'COLUMNS', 'NAMES', 'photo_texts', 'photo_batches', 'expressions_by_photo',
-           'Truth', 'truth', 'score_rows', 'trivial_mask', 'random_slot', 'tidy', 'in_order', 'evaluate',
-           'coco_results', 'evaluate_results', 'count_unknown', 'summary', 'summary_line', 'pretty']
+           'check_measurable', 'Truth', 'truth', 'score_rows', 'trivial_mask', 'random_slot', 'tidy', 'in_order',
+           'evaluate', 'coco_results', 'evaluate_results', 'count_unknown', 'summary', 'summary_line', 'pretty']
 
 # %% ../../nbs/46_evaluate.ipynb #21bc624d
 def _has_box(
@@ -89,6 +91,17 @@ def expressions_by_photo(
     groups: dict[Path, list[Expression]] = {p: [] for p in batch.photos}
     for e in batch.expressions: groups[e.image].append(e)
     return [*groups.values()]
+
+# %% ../../nbs/46_evaluate.ipynb #b2766bea
+def check_measurable(
+    expressions: Iterable[Expression],  # that will be measured later
+) -> None:
+    "`ValueError` for what would end a measurement: an expression without mask or box, a mask that is empty or malformed, a photo that cannot be decoded."
+    def look(es: list[Expression]) -> None:
+        es[0].photo()
+        for e in {e.ref_id: e for e in es if has_mask(e)}.values(): e.masks  # noqa: B018
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for kind in _by_annotation(expressions): list(pool.map(look, by_photo(kind).values()))
 
 # %% ../../nbs/46_evaluate.ipynb #f5a931fc
 class Truth(NamedTuple):
@@ -307,6 +320,7 @@ def evaluate(
     "Measure every expression; the columns are `COLUMNS`, where there are masks and boxes to fill them. Errors name the record."
     asked, draws = [*dict.fromkeys([*rules, *((*TRIVIAL, *BLIND) if baselines else ())])], [*dict.fromkeys(draws)]
     _check_rules(asked)
+    if not draws: raise ValueError('draws is empty; at least one slot draw is needed')
     batches = photo_batches(model, expressions, batch_size, features, tokenizer, workers)
     found: dict[tuple[int, int], list[dict[str, Any]]] = {}     # (kind, number of the batch) → rows
     with evaluation_mode(model, device, precision) as where, tqdm(total=sum(map(len, batches)), desc='evaluate', disable=not progress) as bar:

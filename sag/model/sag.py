@@ -8,6 +8,7 @@ __all__ = ['VERSION', 'SaGOutput', 'load_weights', 'read_config', 'read_pretrain
 # %% ../../nbs/36_model.sag.ipynb #82c5f460
 import json
 import logging
+import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from importlib import resources
@@ -17,7 +18,8 @@ from typing import Any, TypeVar
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
@@ -80,6 +82,25 @@ def read_config(
     try: return change(SaGConfig(), **values) # type: ignore[arg-type, return-value]
     except (TypeError, ValueError) as e: raise ValueError(f'{path} is no SaG configuration: {e}') from None
 
+# %% ../../nbs/36_model.sag.ipynb #e82e7e77
+def _checksum(
+    state: Mapping[str, Tensor], # name to tensor
+) -> str: # 8 hexadecimal digits
+    "The CRC-32, as zip files have it, of names and numbers."
+    crc = 0
+    for n in sorted(state): crc = zlib.crc32(state[n].detach().cpu().flatten().view(torch.uint8).numpy(), zlib.crc32(n.encode(), crc))
+    return f'{crc:08x}'
+
+def _read_state(
+    path: Path, # model.safetensors
+) -> dict[str, Tensor]:
+    "The weights in a file. ValueError where it is none, or damaged."
+    try:
+        with safe_open(path, 'pt') as f: state, about = {n: f.get_tensor(n) for n in f.keys()}, f.metadata() or {} # noqa: SIM118
+    except Exception as e: raise ValueError(f'{path} is no weights file but {looks_like(path)} ({e})') from None
+    if 'crc32' in about and about['crc32'] != _checksum(state): raise ValueError(f'{path} is damaged, its checksum does not fit: copy it again')
+    return state
+
 # %% ../../nbs/36_model.sag.ipynb #193e1d29
 def _tokenizer(folder: Path) -> Any:
     "The tokenizer saved beside a model, or None. Nothing is fetched and no code of the folder runs."
@@ -106,10 +127,7 @@ def read_pretrained(
     for name in 'config.json', 'model.safetensors':
         if not (path/name).is_file(): raise FileNotFoundError(f'{path/name} is missing; {source} is no saved SaG model')
     config = read_config(path/'config.json')
-    weights = path/'model.safetensors'
-    try: state = load_file(weights)
-    except Exception as e: raise ValueError(f'{weights} is no weights file but {looks_like(weights)} ({e})') from None
-    return config, state, _tokenizer(path)
+    return config, _read_state(path/'model.safetensors'), _tokenizer(path)
 
 # %% ../../nbs/36_model.sag.ipynb #8bcf2edc
 _Model = TypeVar('_Model', bound='Pretrained')
@@ -127,7 +145,8 @@ class Pretrained(nn.Module):
             with atomic_files(path) as temp: self.tokenizer.save_pretrained(temp)
         state = {k: v.contiguous() for k, v in self.state_dict().items()}
         alone = {v.data_ptr(): k for k, v in reversed(state.items())} # tied weights, as T5 has them, are written twice
-        with atomic(path/'model.safetensors') as temp: save_file({k: v if alone[v.data_ptr()] == k else v.clone() for k, v in state.items()}, temp)
+        state = {k: v if alone[v.data_ptr()] == k else v.clone() for k, v in state.items()}
+        with atomic(path/'model.safetensors') as temp: save_file(state, temp, dict(crc32=_checksum(state)))
         with atomic(path/'config.json') as temp: temp.write_text(json.dumps(dict(version=VERSION) | asdict(self.config), indent=2), encoding='utf-8')
         return path
 

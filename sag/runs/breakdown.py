@@ -5,6 +5,7 @@
 # %% ../../nbs/66_runs.breakdown.ipynb #cc53e3de
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -35,7 +36,8 @@ def data_of(
     "The data set a run was measured on; nothing is generated or fetched."
     root = run.data.get('root')
     found = next((p for p in (Path(root), project_root()/root) if p.is_dir()), None) if root else None
-    try: return load(run.data['dataset'], found, run.data['split_by']) if found else None
+    more = dict(images=run.data.get('images') or None, columns=json.loads(run.data.get('columns') or '{}'))
+    try: return load(run.data['dataset'], found, run.data['split_by'], **more) if found else None
     except FileNotFoundError: return None
 
 def _key(e: Expression) -> tuple: return e.split, e.image_id, e.sent_id, e.sentence  # as `KEY`

@@ -73,7 +73,7 @@ class Entry:
     status: str  # finished, failed, unfinished, not measured, or damaged and why
     training: Run | None = None  # whose model was measured; None: not found
     recipe: dict[str, Any] = field(default_factory=dict)  # of the training, with the `rule` and `threshold` it was measured with
-    data: dict[str, Any] = field(default_factory=dict)  # what it was measured on: dataset, split_by, split, tag, root
+    data: dict[str, Any] = field(default_factory=dict)  # what it was measured on: dataset, split_by, split, tag, root, images, columns (JSON)
 
     @property
     def origin(self) -> Path: return (self.training or self.run).path  # the same for all measurements of a model
@@ -100,7 +100,8 @@ def _read(run: Run, name: str) -> Entry:
     training, recipe = _training_of(run, facts.get('model', '')), dict[str, Any](model=facts.get('model', ''))
     if training: recipe = asdict(Recipe()) | training.record.get('recipe', {}) if training.trained else read_json(training.path/'config.json')
     here = asked if asked.get('dataset') else {} if 'model' in facts and not asked else recipe  # its own data, unless it names others
-    data = {k: (here | facts).get(k, '') for k in ('dataset', 'split_by', 'split', 'root')} | dict(tag=asked.get('tag', ''))
+    data = {k: (here | facts).get(k) or '' for k in ('dataset', 'split_by', 'split', 'root', 'images')} | dict(tag=asked.get('tag', ''))
+    data['columns'] = json.dumps((here | facts).get('columns') or {})
     wrong = [f'{k}={v!r}' for k, v in data.items() if not isinstance(v, str)]
     if wrong: raise ValueError(f'{run.path} does not say what was measured: {", ".join(wrong)}')
     recipe |= dict(rule=next((r for r in facts.get('rules', {}) if r in RULES), ''), threshold=float(facts.get('threshold', .5)))
