@@ -109,6 +109,7 @@ class SaGConfig(Widths, Encoders):
     cosine_scale: float = _number(0.)  # without fusion: relevance is a softmax of cosines times this (0: of products / √D)
     cuts: tuple = _number((), 1)  # clusters: cut the photo several times, into so many clusters each; all of them are slots ((): once, into K)
     place: float = _number(0.)  # inference: relevance × exp(this · words of place), see `sag.place` (0: the paper's method)
+    student: float = _number(0., 0, 1)  # inference: share of a student's score in the mask, see `sag.model.student` (0: there is none)
     reconstruct: bool = True  # a decoder gives the features back (False: there is none, and no reconstruction loss)
 
     def __post_init__(self):

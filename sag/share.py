@@ -265,7 +265,7 @@ def pipeline(
 INPUTS = 'pixel_values', 'input_ids', 'attention_mask', 'noise'  # (1,3,S,S), (T,L), (T,L), (1,K,D)
 
 class Segmenter(nn.Module):
-    "`INPUTS` to scores (T,h,w), without decoder and losses (paper, inference and evaluation)."
+    "`INPUTS` to the slots' scores (T,h,w), without words of place, student and decoder (paper, inference and evaluation)."
     def __init__(self, model: SaG):
         super().__init__()
         self.model = model

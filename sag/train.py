@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['FREE', 'load_data', 'training_texts', 'test_split', 'build_model', 'save_memory', 'batches', 'optimizer', 'ramp',
-           'lr_factor', 'repeated', 'losses', 'accelerator', 'Training', 'batch_losses', 'train_step', 'update',
-           'Diverged', 'flush', 'leave_out', 'validate', 'warn_of_leak', 'checkpoint', 'begin', 'check_recipe',
-           'keep_to_limit', 'own_part', 'prepare', 'stream', 'advance', 'fit']
+           'lr_factor', 'repeated', 'losses', 'own_scores', 'student_losses', 'accelerator', 'Training', 'batch_losses',
+           'train_step', 'update', 'Diverged', 'flush', 'leave_out', 'validate', 'warn_of_leak', 'checkpoint', 'begin',
+           'check_recipe', 'keep_to_limit', 'own_part', 'prepare', 'stream', 'advance', 'fit']
 
 # %% ../nbs/52_train.ipynb #7d1b64da
 import json
@@ -44,9 +44,12 @@ from .distribute import autocast, everyone, free_memory, precision_here, share_s
 from .evaluate import check_measurable, evaluate, summary
 from .evaluate.retrieval import retrieval
 from .files import Lenient, hold, remove_temporary
-from .losses import contrastive_loss, reconstruction_loss
+from .losses import contrastive_loss, reconstruction_loss, student_loss
 from .model.encoders import Recall
 from .model.sag import SaG, SaGOutput, kept_bytes, load_weights, read_pretrained
+from .model.student import logits
+from .place import placed
+from .predict import min_max, segment_scores
 from .record import Run, write_record
 
 _log = logging.getLogger(__name__)
@@ -85,7 +88,10 @@ def build_model(
     set_seed(recipe.seed)
     model = SaG(recipe)
     model.tokenizer = tokenizer
-    if recipe.start: load_weights(model, read_pretrained(recipe.start)[1], recipe.start)
+    if recipe.start:
+        fresh = {k: v for k, v in model.state_dict().items() if k.startswith('student.')}
+        load_weights(model, fresh | read_pretrained(recipe.start)[1], recipe.start)
+    if recipe.student: model.requires_grad_(False).student.requires_grad_(True)
     if recipe.checkpointing is True: model.set_grad_checkpointing()
     return model
 
@@ -177,6 +183,32 @@ def losses(
     contrast = contrastive_loss(out, own + turn()[0]*len(out.slots), recipe.temperature, same, recipe.fixed_target)*weight(len(own), own.device)
     recon = reconstruction_loss(out) if recipe.reconstruct else torch.zeros_like(contrast)
     return dict(loss=contrast + recipe.reconstruction_weight*recon, contrastive=contrast, reconstruction=recon)
+
+# %% ../nbs/52_train.ipynb #91ca50f8
+def own_scores(
+    out: SaGOutput,  # relevance (B, T, K) and slot_maps (B, K, h, w) are read
+    batch: Batch,  # T expressions of B photos
+    place: float = 0.,  # strength of words of place
+) -> Tensor:  # (T, h, w) in [0, 1]
+    "What the model finds for each expression on its own photo; relations to other things aside."
+    assert out.relevance is not None
+    sentences, scores = [e.sentence for e in batch.expressions], torch.empty(len(batch.expressions), *out.slot_maps.shape[2:], device=out.slots.device)
+    for b in batch.image_of_text.unique().tolist():
+        rows = (batch.image_of_text == b).nonzero()[:, 0].tolist()
+        relevance = placed(out.relevance[b, rows], [sentences[i] for i in rows], out.slot_maps[b], place)
+        scores[rows] = min_max(segment_scores(relevance, out.slot_maps[b]))
+    return scores
+
+def student_losses(
+    out: SaGOutput,  # of the batch, at least float32
+    batch: Batch,  # T expressions of B photos
+    recipe: Recipe,  # place
+) -> dict[str, Tensor]:  # as `losses`
+    "The student's loss on the masks of its own model."
+    assert out.queries is not None and out.patches is not None
+    own = batch.image_of_text
+    loss = student_loss(logits(out.queries, out.patches[own]), own_scores(out, batch, recipe.place))
+    return dict(loss=loss*weight(len(own), own.device), student=loss)
 
 # %% ../nbs/52_train.ipynb #e62e3f63
 def accelerator(
@@ -408,6 +440,7 @@ def check_recipe(
     if not r.reconstruct and r.reconstruction_weight:
         raise ValueError(f'reconstruct=False has no loss for reconstruction_weight={r.reconstruction_weight} to weigh; set it to 0')
     if r.precision == 'fp16' and where == 'cpu': raise ValueError("precision='fp16' needs a GPU: its losses are scaled; on a CPU use fp32, bf16 or auto")
+    if r.student and not r.start: raise ValueError('a student learns from the masks of a trained model: name its folder in start')
     if not r.steps and not r.epochs: raise ValueError('steps=0 and epochs=0 train nothing; set one of them')
 
 def keep_to_limit(
@@ -483,7 +516,7 @@ def prepare(
             model.text.pooled = Recall(model.text, data.dataset.ids)  # type: ignore[method-assign]
     total = recipe.steps or round(recipe.epochs*len(data)/recipe.accumulate)
     if not total: raise ValueError(f'epochs={recipe.epochs} of {len(data)} batches make no step')
-    training = Training(recipe, model, total, run, machine, own['losses'] or losses)
+    training = Training(recipe, model, total, run, machine, own['losses'] or (student_losses if recipe.student else losses))
     _check_room(training)
     return training, data, watched, features, long
 
@@ -524,7 +557,7 @@ def _settled(
 
 def _progress(training: Training) -> Iterator[int]:
     "The steps to take, with a bar that shows the last known losses."
-    shown = 'contrastive', 'reconstruction', 'val mIoU'
+    shown = 'contrastive', 'reconstruction', 'student', 'val mIoU'
     with tqdm(desc='training', initial=training.step, total=training.total, mininterval=5, disable=not training.main, file=Lenient(sys.stderr)) as bar:
         for step in range(training.step + 1, training.total + 1):
             yield step

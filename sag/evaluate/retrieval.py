@@ -18,7 +18,7 @@ from torch import Tensor
 from ..data.batches import at_least_float32, loader
 from ..data.expressions import Expression, has_mask
 from ..metrics import box_mask
-from ..predict import encode_draws, evaluation_mode, full_size, relevance_of, segment_scores
+from ..predict import encode_draws, evaluation_mode, full_size, patch_scores, relevance_of
 from . import expressions_by_photo, photo_texts
 
 # %% ../../nbs/49_evaluate.retrieval.ipynb #d7123d00
@@ -90,10 +90,10 @@ def evaluate_presence(
             b, groups = b.to(device), expressions_by_photo(b)
             text = model.encode_text(b.input_ids, b.attention_mask).split([len(es) for es in groups])
             _, out = next(encode_draws(model, b.pixel_values, [es[0].image_id for es in groups], [draw], b.features))
-            for es, words, slots, maps in zip(groups, text, out.slots, at_least_float32(out.slot_maps), strict=True):
+            for es, words, slots, maps, features in zip(groups, text, out.slots, at_least_float32(out.slot_maps), out.features, strict=True):
                 fit = (at_least_float32(model.gather(slots[None], words)[0][0])*words).sum(1)
                 relevance = relevance_of(model, [e.sentence for e in es], words, slots[None], maps)
-                masks = full_size(segment_scores(relevance, maps), (es[0].height, es[0].width)) >= threshold
+                masks = full_size(patch_scores(model, relevance, maps, features, [e.sentence for e in es]), (es[0].height, es[0].width)) >= threshold
                 rows += _presence_rows(es, fit.cpu(), (masks & (fit >= presence)[:, None, None]).cpu().numpy())
     return pd.DataFrame(rows)
 
