@@ -5,9 +5,8 @@
 # %% auto #0
 __all__ = ['FREE', 'load_data', 'training_texts', 'test_split', 'build_model', 'save_memory', 'batches', 'optimizer', 'ramp',
            'lr_factor', 'repeated', 'losses', 'own_scores', 'student_losses', 'accelerator', 'Training', 'batch_losses',
-           'train_step', 'update', 'Diverged', 'flush', 'leave_out', 'validate', 'warn_of_leak', 'checkpoint',
-           'restore', 'check_folder', 'begin', 'check_recipe', 'keep_to_limit', 'check_room', 'own_part', 'prepare',
-           'stream', 'advance', 'fit']
+           'train_step', 'update', 'Diverged', 'flush', 'leave_out', 'validate', 'warn_of_leak', 'checkpoint', 'begin',
+           'check_recipe', 'keep_to_limit', 'own_part', 'prepare', 'stream', 'advance', 'fit']
 
 # %% ../nbs/52_train.ipynb #7d1b64da
 import json
@@ -355,7 +354,7 @@ def validate(
     training: Training,  # its history's last row gains what is found; weights are saved when the rule says so
     val: Expressions,  # may be empty
     features: Features | None = None,  # cached, in place of photos
-) -> dict[str, float]:  # in %: recall of photos; mIoU and pointing where there are masks and boxes
+) -> dict[str, float]:  # in %: recall of photos; mIoU and pointing if there are masks or boxes
     "Measure on the validation expressions and save by the selection rule."
     flush(training)
     found: dict[str, float] = {}
@@ -392,7 +391,7 @@ def checkpoint(
         model=training.model.state_dict(), optimizer=training.optimizer.state_dict(), scaler=training.scaler.state_dict() or None)
     if training.main: save(state, training.dest/'checkpoints', training.step)
 
-def restore(
+def _restore(
     training: Training,  # set back to the state
     state: dict[str, Any],  # of `checkpoint`
 ) -> None:
@@ -407,16 +406,11 @@ def restore(
 # %% ../nbs/52_train.ipynb #cb200c0e
 FREE = 'workers', 'bad_samples', 'save_every', 'skip_nonfinite', 'track', 'cache_photos', 'feature_dir'  # may change when a run is resumed
 
-def check_folder(
-    recipe: Recipe,  # what to train
-    run: Run,  # where
-    parts: dict[str, str],  # its own losses, step and data, by name
-    resume: bool,  # continue what is there?
-) -> None:
+def _check_folder(recipe: Recipe, run: Run, parts: dict[str, str], resume: bool) -> None:
     "FileExistsError if a new run would bury an interrupted one, ValueError that names the fields in which a resumed run would differ."
     waiting = run.path/'checkpoints'
     if not resume and checkpoints(waiting): raise FileExistsError(
-        f"an interrupted training waits in {run.path}: resume it with `sag train --resume {run.path}` (fit: resume=True), or remove {waiting} to start anew")
+        f"an interrupted training waits in {run.path}: resume it with `sag train --resume {run.path}` (fit: resume=True), or remove {waiting} to start over")
     if not resume or not run.trained: return
     then = json.loads(to_json(run.recipe)) | {k: run.record.get(k, v) for k, v in dict(processes=1, parts={}).items()}
     now = json.loads(to_json(recipe)) | dict(processes=turn()[1], parts=parts)
@@ -432,10 +426,10 @@ def begin(
     "Write the run's record; continue from the newest checkpoint, or from the end if the training had reached it."
     run, state = training.run, newest(training.dest/'checkpoints') if resume else None
     if state is not None:
-        try: restore(training, state)
+        try: _restore(training, state)
         except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as e:
             raise ValueError(f'the checkpoints in {run.path} are not of this training ({type(e).__name__}: {" ".join(str(e).split())[:200]}); '
-                             f'remove {run.path/"checkpoints"} to start anew') from None
+                             f'remove {run.path/"checkpoints"} to start over') from None
     elif resume and run.finished:
         training.history = [{k: v for k, v in row.items() if v == v} for row in run.history.to_dict('records')]  # NaN is not itself
         training.step, training.best = training.total, max(h.get('val mIoU', -1.) for h in training.history)
@@ -449,7 +443,7 @@ def check_recipe(
     recipe: Recipe,  # what to train
     where: str = 'cpu',  # kind of device
 ) -> None:
-    "ValueError for wishes that contradict each other."
+    "ValueError for settings that contradict each other."
     r = recipe
     if r.cache_features and not r.freeze_image: raise ValueError('cache_features needs freeze_image=True: the features of a backbone that trains change')
     if r.entities == 'clusters' and not r.freeze_image:
@@ -482,9 +476,7 @@ def keep_to_limit(
     kept = [replace(e, sentence=short.get(e.sentence, e.sentence)) for e in expressions if short.get(e.sentence, 'fits')]
     return Expressions(kept), sum(e.sentence in long for e in expressions)
 
-def check_room(
-    training: Training,  # its model, and how often it is saved
-) -> None:
+def _check_room(training: Training) -> None:
     "OSError if the disk has no room for the weights and checkpoints to come."
     weights = sum(v.nbytes for v in training.model.state_dict().values())
     learned = sum(p.nbytes for p in training.model.parameters() if p.requires_grad)
@@ -544,7 +536,7 @@ def prepare(
     total = recipe.steps or round(recipe.epochs*len(data)/recipe.accumulate)
     if not total: raise ValueError(f'epochs={recipe.epochs} of {len(data)} batches make no step')
     training = Training(recipe, model, total, run, machine, own['losses'] or (student_losses if recipe.student else losses))
-    check_room(training)
+    _check_room(training)
     return training, data, watched, features, long
 
 # %% ../nbs/52_train.ipynb #05294f6e
@@ -598,6 +590,12 @@ def _stopping(training: Training, asked: Callable[[], int]) -> int:
     "The signal that asks this process to stop, or 0; several processes agree on it every 20 steps."
     return asked() if turn()[1] == 1 else max(everyone(asked())) if _due(training.step, 20) else 0
 
+def _leave(training: Training, number: int) -> None:
+    "Say how to continue, and end as the signal asks."
+    said = f'asked to stop after step {training.step}: the state is saved, `sag train --resume {training.dest}` continues'
+    print(said, file=Lenient(sys.stdout), flush=True)
+    raise Terminated(number)
+
 def _finish(training: Training) -> Training:
     "Write the history, remove the checkpoints and load the selected weights."
     if training.main:
@@ -628,7 +626,7 @@ def fit(
     parts = {k: f'{v.__module__}:{v.__qualname__}' for k, v in own.items() if callable(v)}
     with hold(run.path, '.training.lock') if machine.is_main_process else nullcontext():
         if machine.is_main_process: remove_temporary(run.path)
-        check_folder(recipe, run, parts, resume)
+        _check_folder(recipe, run, parts, resume)
         training, data, watched, features, long = prepare(recipe, run, machine, own, later)
         begin(training, data.dataset.expressions, resume, **{k: v for k, v in dict(parts=parts, long_texts=long).items() if v})
         warn_of_leak(watched, run.path)
@@ -642,7 +640,5 @@ def fit(
                 if looking and watch: watch(training)
                 stop = _stopping(training, asked)
                 if stop or recipe.save_every and n < training.total and (looking or _due(n, recipe.save_every)): checkpoint(training)
-                if stop:
-                    print(f'asked to stop after step {n}: the state is saved, `sag train --resume {run.path}` continues', file=Lenient(sys.stdout), flush=True)
-                    raise Terminated(stop)
+                if stop: _leave(training, stop)
         return _finish(training)

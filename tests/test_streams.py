@@ -14,11 +14,10 @@ import pytest
 from PIL import Image
 
 import sag.data.download as download
-from sag.cli import _check_data
 from sag.cli import prepare as prepare_command
 from sag.config import change
 from sag.data.batches import StreamTexts, loader, word_tokenizer
-from sag.data.sets import DATASETS, load
+from sag.data.sets import DATASETS, check_available, load
 from sag.data.streams import Listed, Mixture, Stream, find_shards
 from sag.data.synthetic import write_scenes
 from sag.presets import recipe
@@ -164,10 +163,10 @@ def test_impossible_wishes_are_errors_before_the_first_step(tiny, tmp_path, chan
 
 
 def test_the_command_line_checks_shards(tiny):
-    _check_data(tiny)
-    with pytest.raises(ValueError, match="no split 'val'"): _check_data(change(tiny, val_split='val'))
-    with pytest.raises(ValueError, match="no split 'testA'"): _check_data(tiny, 'testA')
-    with pytest.raises(FileNotFoundError, match='shards are missing'): _check_data(change(tiny, dataset='wds:x.tar'))
+    check_available(tiny)
+    with pytest.raises(ValueError, match="no split 'val'"): check_available(change(tiny, val_split='val'))
+    with pytest.raises(ValueError, match="no split 'testA'"): check_available(tiny, 'testA')
+    with pytest.raises(FileNotFoundError, match='shards are missing'): check_available(change(tiny, dataset='wds:x.tar'))
 
 
 def test_a_mixture_trains_and_resumes(tiny, shards, tmp_path):

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DATASETS', 'DataSet', 'refer_set', 'hub_set', 'other_splits', 'corpus', 'only_photos', 'find_set', 'prepared_file',
-           'prepare_table', 'parts_of', 'named_parts', 'is_stream', 'load', 'count_splits', 'Problem', 'find_problems',
-           'photo_key', 'leak', 'distributions']
+           'prepare_table', 'parts_of', 'named_parts', 'is_stream', 'load', 'say_how_to_fetch', 'check_available',
+           'count_splits', 'Problem', 'find_problems', 'photo_key', 'leak', 'distributions']
 
 # %% ../../nbs/23_data.sets.ipynb #3bc3ee43
 import errno
@@ -16,6 +16,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
@@ -37,10 +38,12 @@ from sag.data.benchmarks import (
     reviewed_files,
 )
 
+from ..config import Recipe
 from .captions import find_captions, load_captions
 from .corpora import find_files, load_conceptual, load_grit, load_narratives, load_visual_genome
+from .download import SOURCES
 from .expressions import Expression, Expressions, by_photo, has_mask, id_number, instance_masks
-from .hub import hub_files, hub_slug, load_hub
+from .hub import hub_columns, hub_files, hub_slug, load_hub
 from .npz import load_npz
 from .photos import check_photos
 from .phrasecut import PUBLISHED as PHRASECUT
@@ -372,6 +375,29 @@ def load(
     found = prepare_table(name, root, by, photos, columns).split(split) if has_table else data.read(root, by, split, photos)
     if check: check_photos(found.photo_files())
     return found
+
+# %% ../../nbs/23_data.sets.ipynb #e098e54b
+@contextmanager
+def say_how_to_fetch(name: str, root: str | os.PathLike) -> Iterator[None]:
+    "Add the command that fetches missing annotations to a FileNotFoundError."
+    try: yield
+    except FileNotFoundError as e:
+        if not any(name in s.what_for for s in SOURCES.values()) or not e.args or 'sag prepare' in str(e): raise
+        raise FileNotFoundError(f"{str(e).rstrip('.')}; `sag prepare --dataset {name} --root {root} --download` fetches it") from None
+
+def check_available(
+    recipe: Recipe,  # its data set and splits
+    *splits: str,  # further ones
+) -> None:
+    "FileNotFoundError for annotations that are missing, ValueError for a split that a published data set does not have."
+    asked = [s for o in (recipe.train_split, recipe.val_split, *splits) for s in o.split('+') if o not in ('', 'auto', 'all')]
+    for name in named_parts(recipe.dataset, *(s for o in (recipe.val_split, *splits) for s in o.split('+') if s not in ('', 'auto', 'all'))):
+        data, by = find_set(name, recipe.split_by)
+        wrong = [s for s in asked if data.published[by] and s not in data.published[by]]
+        if wrong: raise ValueError(f'{name} has no split {wrong[0]!r}; there are {", ".join(data.published[by])}')
+        if name == 'synthetic' or prepared_file(Path(recipe.root), name, by).exists(): continue
+        with say_how_to_fetch(name, recipe.root): data.files(Path(recipe.root), by)
+        if name.startswith('hf:'): hub_columns(name[3:], by, recipe.columns)
 
 # %% ../../nbs/23_data.sets.ipynb #113a8da9
 _counted = dict(photos='image', referents='ref_id', expressions='sent_id')
