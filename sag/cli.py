@@ -107,6 +107,7 @@ def prepare(
     images: str = '',  # the photos' folder (default: where such data sets have it)
     columns: str = '',  # for hf:, which column plays which role, as JSON: '{"text": "query"}' (default: guessed, and logged)
     download: bool = False,  # first fetch what has a public address
+    photos: str = '',  # of COCO's photos, fetch and use only so many, or those whose numbers a file lists: 1000 are 160 MB, all are 13.5 GB
     check: bool = False,  # decode every photo and mask, and list what is wrong
     layout: str = 'table',  # what to write: `table`, or `npz` as the released code does
     split: str = 'train',  # -t: for npz, the split to write
@@ -118,8 +119,9 @@ def prepare(
     name, by = released_sets.get(dataset, (dataset, split_by))
     if layout not in ('table', 'npz'): raise ValueError(f"layout={layout!r}; choose 'table' or 'npz'")
     data, by = sets.find_set(name, by)
-    if download: _fetch(name, root)
-    with sets.say_how_to_fetch(name, root): table = sets.prepare_table(name, root, by, images or None, _column_map(columns))
+    if photos or download: _fetch(name, root, bool(photos))
+    with sets.say_how_to_fetch(name, root): table = sets.prepare_table(name, root, by, images or None, _column_map(columns), photos)
+    if photos: _fetch_photos(table.photo_files())
     print(sets.count_splits(table, data.published[by]).to_string(na_rep=''), '\n')
     if check: _complain(sets.find_problems(table), sets.prepared_file(Path(root), name, by).with_suffix('.problems.csv'))
     return repr(table) if layout == 'table' else f'written: {_write_npz(table, dataset, root, split, embeddings)}'
@@ -132,10 +134,24 @@ def _column_map(text: str) -> dict[str, str]:
     raise ValueError(f"""--columns takes a JSON object, such as '{{"text": "query"}}', not {text!r}""")
 
 # %% ../nbs/82_cli.ipynb #5fb8827b
-def _fetch(name: str, root: str) -> None:
+def _fetch(
+    name: str,  # of a data set
+    root: str,
+    annotations: bool = False,  # those alone, and an empty folder for photos of COCO
+) -> None:
     "Download a data set, and say what has to be fetched by hand."
-    from sag.data.download import download
-    for line in download(name, root): print('by hand:', line)
+    from sag.data.download import download, needed
+    wanted = [s.name for s in needed(name)]
+    if annotations:
+        if 'train2014.zip' not in wanted: raise ValueError(f'--photos is for data sets with photos of COCO, and {name} has others')
+        wanted.remove('train2014.zip')
+        (Path(root)/'coco/images/train2014').mkdir(parents=True, exist_ok=True)
+    for line in download(wanted, root): print('by hand:', line)
+
+def _fetch_photos(photos: list[Path]) -> None:
+    "Fetch what is missing of a part's photos."
+    from sag.data.download import fetch_photos
+    print(f'{fetch_photos(photos):,} of {len(photos):,} photos fetched')
 
 def _complain(problems: list, path: Path) -> None:
     "Nothing, or a ValueError that names the file with the list."
@@ -264,7 +280,7 @@ def evaluate(
     from sag.data.sets import check_available
     from sag.runs.papermill import run
     where: dict[str, Any] = dict(dataset=dataset, root=root, split_by=split_by, images=images, columns=_column_map(columns))
-    if dataset: check_available(change(Recipe(), **where, train_split=split, val_split=''))
+    if dataset: check_available(change(Recipe(), **where, train_split=split, val_split=''), split)
     elif not Path(model, 'run.json').is_file(): raise ValueError("--dataset '' is what a run was trained on, and this is no run; name a data set")
     short = ','.join(hub_slug(n[3:]) if n.startswith('hf:') else n for n in dataset.split(','))
     dest = dest or f'{model if model and Path(model).is_dir() else "runs/" + Path(model or predictions).stem}/{short}-{split}'

@@ -20,8 +20,10 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 # %% ../nbs/52_train.ipynb #5be53249
@@ -35,11 +37,12 @@ from tqdm import tqdm
 
 from .checkpoint import Terminated, checkpoints, newest, random_state, save, set_random_state, terminable
 from .config import Recipe, change, to_json
-from .data.batches import Batch, PhotoTexts, at_least_float32, cache_photos, load_tokenizer, loader, text_limit, word_tokenizer
+from .data.batches import Batch, PhotoTexts, StreamTexts, at_least_float32, cache_photos, load_tokenizer, loader, text_limit, word_tokenizer
 from .data.expressions import Expressions
 from .data.features import Features, cache_features
 from .data.phrases import same_text, to_phrases
 from .data.sets import leak, load
+from .data.streams import Pairs
 from .distribute import autocast, everyone, free_memory, precision_here, share_slots, turn, weight
 from .evaluate import check_measurable, evaluate, summary
 from .evaluate.retrieval import retrieval
@@ -68,7 +71,8 @@ def training_texts(
     recipe: Recipe,  # see `load_data`, and train_split and captions
 ) -> Expressions:
     "What a model is trained on: captions, their noun phrases, or both."
-    return to_phrases(load_data(recipe, recipe.train_split), recipe.captions)
+    found = load_data(recipe, recipe.train_split)
+    return found if isinstance(found, Pairs) else to_phrases(found, recipe.captions)  # a source cuts its captions as they come
 
 def test_split(
     recipe: Recipe,  # its data set
@@ -111,6 +115,8 @@ def save_memory(
     _log.info('a step needs %.1f GB: activations are %s', needed/1e9, 'recomputed in the backward pass' if tight else 'kept')
     return change(recipe, checkpointing=tight)
 
+def _fitting(expressions: Expressions, model: Any, policy: str) -> Expressions: return keep_to_limit(expressions, model, policy)[0]
+
 def batches(
     recipe: Recipe,  # batch_size, group, texts_per_photo, seed and workers
     model: SaG,  # its tokenizer and image settings
@@ -118,7 +124,12 @@ def batches(
     features: Features | None = None,  # cached features in place of photos
 ) -> Any:  # a loader of `Batch` with `set_epoch`
     "The training's batches; photos that fit in memory, or into `cache_photos`' file, are decoded once."
-    c = model.config
+    c, r = model.config, recipe
+    if isinstance(expressions, Pairs):
+        fits = partial(_fitting, model=SimpleNamespace(tokenizer=model.tokenizer, config=c), policy=r.long_text)
+        n = 1 if r.group == 'expression' else r.texts_per_photo
+        stream = StreamTexts(expressions, model.tokenizer, c.image_size, c.image_mean, c.image_std, n, r.captions, fits, r.photo_fit, r.seed)
+        return loader(stream, r.batch_size, r.seed, workers=r.workers, turn=turn(), bad_samples=r.bad_samples)
     kept: Any = recipe.workers == 0 and len(expressions.photo_files())*3*c.image_size**2 < 2e9  # bytes
     if recipe.cache_photos and features is None: kept = cache_photos(expressions, c.image_size, recipe.feature_dir, recipe.photo_fit)
     photos = PhotoTexts(expressions, model.tokenizer, c.image_size, c.image_mean, c.image_std, recipe.group, recipe.texts_per_photo,
@@ -393,7 +404,7 @@ def _restore(
     set_random_state(state['random'][turn()[0]])
 
 # %% ../nbs/52_train.ipynb #cb200c0e
-FREE = 'workers', 'save_every', 'skip_nonfinite', 'track', 'cache_photos', 'feature_dir'  # may change when a run is resumed
+FREE = 'workers', 'bad_samples', 'save_every', 'skip_nonfinite', 'track', 'cache_photos', 'feature_dir'  # may change when a run is resumed
 
 def _check_folder(recipe: Recipe, run: Run, parts: dict[str, str], resume: bool) -> None:
     "FileExistsError if a new run would bury an interrupted one, ValueError that names the fields in which a resumed run would differ."
@@ -449,6 +460,7 @@ def keep_to_limit(
     policy: str,  # long_text: what is too long is an `error`, is `cut` after a word, or is `skip`ped
 ) -> tuple[Expressions, int]:  # expressions that fit, and how many did not
     "Expressions that the text encoder can take."
+    if isinstance(expressions, Pairs): return expressions, 0  # sample by sample, see `batches`
     limit = text_limit(model) or sys.maxsize
     def tokens(sentence: str) -> int: return len(model.tokenizer(sentence, verbose=False)['input_ids'])
     long = {s: n for s in dict.fromkeys(e.sentence for e in expressions) if len(s) >= limit - 1 and (n := tokens(s)) > limit}
@@ -488,6 +500,13 @@ def _expressions(part: Any, usual: Callable[[Recipe], Expressions], recipe: Reci
     part = usual if part is None else part
     return part(recipe) if callable(part) else part
 
+def _vocabulary(recipe: Recipe, texts: Expressions | Pairs) -> list[str]:
+    "The sentences that a tokenizer of whole words knows: all, or those of a stream's first samples."
+    if not isinstance(texts, Pairs): return [e.sentence for e in texts]
+    if recipe.cache_features or recipe.cache_photos:
+        raise ValueError('cache_features and cache_photos are for photos that come again: set both to False for a stream')
+    return [e.sentence for e in to_phrases(texts.head(10_000), recipe.captions)] if recipe.text_encoder == 'words' else []
+
 def _validation(recipe: Recipe) -> Expressions:
     return load_data(recipe, recipe.val_split) if recipe.val_split else Expressions()
 
@@ -506,7 +525,7 @@ def prepare(
             raise ValueError(f"selection='best_val_miou' needs masks, and {recipe.val_split!r} has none; use 'last'")
         for es in (watched if watched.has_masks or watched.has_boxes else (), later or ()):
             if es and machine.is_main_process: check_measurable(es)
-        model, features = build_model(recipe, [e.sentence for e in texts]).to(machine.device), None
+        model, features = build_model(recipe, _vocabulary(recipe, texts)).to(machine.device), None
         (texts, a), (watched, b), (_, c) = (keep_to_limit(es, model, recipe.long_text) for es in (texts, watched, later or Expressions()))
         long = {k: n for k, n in dict(train=a, val=b, test=c).items() if n}
         if recipe.cache_features: features = cache_features(model.image, model.config, texts + watched, recipe.feature_dir, precision=recipe.precision)
@@ -542,6 +561,7 @@ def advance(
     batches = [next(data).to(training.accelerator.device) for _ in range(training.recipe.accumulate)]
     wait = time.perf_counter() - start
     training.pending.append(step(training, *batches) | dict(ids=[e.sent_id for b in batches for e in b.expressions], wait=wait))
+    if bad := sum(len(b.bad) for b in batches): training.pending[-1]['bad samples'] = bad
     if training.step % 20 == 0: flush(training)
     (training.pending or training.history)[-1]['seconds'] = time.perf_counter() - start
 
