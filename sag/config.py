@@ -146,6 +146,7 @@ class Data:
     feature_dir: str = 'data/features'  # where cached features and photos lie
     photo_fit: int = _number(0)  # training photos are first fitted into a square of this side, as the released code stores them (480; 0: not)
     cache_photos: bool = False  # write the squashed photos to one file once, into `feature_dir`
+    bad_samples: int = _number(100)  # of a stream: samples that cannot be used, and are left out, before training gives up
     workers: int = _number(0)  # processes that decode photos
 
 # %% ../nbs/00_config.ipynb #11488a55

@@ -14,13 +14,13 @@ from .model.sag import SaGOutput
 
 # %% ../nbs/40_losses.ipynb #23f0d742
 def contrastive_loss(
-    out: SaGOutput, # `text` (T, D) and `joint` (B, T, D) are read
-    image_of_text: Tensor, # (T,) index of each expression's own photo in the batch
-    temperature: float = 1., # τ
-    ignore: Tensor | None = None, # (T, B) bool: photos that are no negatives of an expression
-    fixed: bool = True, # the sentence takes no gradient from its role as the target (paper)
-) -> Tensor: # scalar
-    "Cross entropy over the photos of the batch for each expression, mean over expressions (paper, contrastive cycle-consistency loss)"
+    out: SaGOutput,  # `text` (T, D) and `joint` (B, T, D) are read
+    image_of_text: Tensor,  # (T,) index of each expression's own photo in the batch
+    temperature: float = 1.,  # τ
+    ignore: Tensor | None = None,  # (T, B) bool: photos that are no negatives of an expression
+    fixed: bool = True,  # the sentence takes no gradient from its role as the target (paper)
+) -> Tensor:  # scalar
+    "Cross entropy over the photos of the batch for each expression, mean over expressions (paper, contrastive cycle-consistency loss)."
     assert out.text is not None and out.joint is not None
     scores = torch.einsum('td,btd->tb', out.text.detach() if fixed else out.text, out.joint)
     if ignore is not None: scores = scores.masked_fill(ignore, -torch.inf)
@@ -28,9 +28,9 @@ def contrastive_loss(
 
 # %% ../nbs/40_losses.ipynb #5f4b7be7
 def reconstruction_loss(
-    out: SaGOutput, # `reconstruction` and `features` (B, N, C) are read
-) -> Tensor: # scalar
-    "Mean squared error between the decoder's features and the backbone's, the latter fixed (paper, reconstruction loss)"
+    out: SaGOutput,  # `reconstruction` and `features` (B, N, C) are read
+) -> Tensor:  # scalar
+    "Mean squared error between the decoder's features and the backbone's, the latter fixed (paper, reconstruction loss)."
     assert out.reconstruction is not None
     return F.mse_loss(out.reconstruction, out.features.detach())
 

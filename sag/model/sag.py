@@ -168,7 +168,11 @@ _log = logging.getLogger(__name__)
 
 class SaG(Pretrained):
     "Shatter and Gather (ICCV 2023): referring image segmentation learned from image–text pairs. `SaG(config)` or `SaG.from_pretrained(path)`."
-    def __init__(self, config: SaGConfig, weights: bool = True): # weights: of the backbones, as `config` names them; False: random, to be loaded over
+    def __init__(
+        self,
+        config: SaGConfig,  # widths, encoders and every other choice
+        weights: bool = True,  # load the backbones' weights as `config` names them; False leaves them random, to be loaded over
+    ):
         super().__init__()
         image, text = (config.image_weights, config.text_weights) if weights else ('given', 'random')
         if weights: _log.info('image encoder %s: %s weights; text encoder %s: %s weights', config.image_encoder, image, config.text_encoder, text)
