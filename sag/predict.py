@@ -29,14 +29,15 @@ from .data.photos import MAX_PIXELS, read_photo, to_rgb, upright
 from .distribute import autocast, full_precision, precision_here
 from .masks import Segments
 from .model.sag import SaG
+from .model.student import logits
 from .place import placed
 from .released import load_released
 
 # %% auto #0
 __all__ = ['RULES', 'SUFFIXES', 'weigh', 'segment_scores', 'min_max', 'full_size', 'slot_noise', 'encode_draws',
            'evaluation_mode', 'as_photo', 'photo_files', 'as_sentences', 'unknown_words', 'check_words', 'as_model',
-           'Slots', 'find_slots', 'encode_sentences', 'relevance_of', 'Trace', 'find_masks', 'trace', 'segment_many',
-           'segment']
+           'Slots', 'find_slots', 'encode_sentences', 'relevance_of', 'patch_scores', 'Trace', 'find_masks', 'trace',
+           'segment_many', 'segment']
 
 # %% ../nbs/44_predict.ipynb #0480c74f
 RULES = ('relevance', 'avg', 'max', 'min')
@@ -245,6 +246,7 @@ class Slots(NamedTuple):
     photo: Image.Image      # RGB
     slots: Tensor           # (1,K,D)
     slot_maps: Tensor       # (K,h,w) share of each patch that each slot holds
+    features: Tensor        # (N,C) of the backbone
 
 def find_slots(
     image: Any,                         # see `as_photo`
@@ -258,7 +260,7 @@ def find_slots(
     transform = image_transform(net.config.image_size, net.config.image_mean, net.config.image_std)
     with evaluation_mode(net, device) as where:
         _, out = next(encode_draws(net, transform(photo)[None].to(where), [image_id], [draw]))
-    return Slots(photo, out.slots, at_least_float32(out.slot_maps[0]))
+    return Slots(photo, out.slots, at_least_float32(out.slot_maps[0]), out.features[0])
 
 # %% ../nbs/44_predict.ipynb #80b59795
 def encode_sentences(
@@ -290,6 +292,24 @@ def relevance_of(
     relevance = at_least_float32(model.relevance(slots, text)[0])
     with full_precision(slots.device): return placed(relevance, sentences, slot_maps, strength, find if tok else None)
 
+# %% ../nbs/44_predict.ipynb #6f47c5ce
+def patch_scores(
+    model: Any,                 # config, and the student if there is one
+    relevance: Tensor,          # (T,K) of `relevance_of`
+    slot_maps: Tensor,          # (K,h,w)
+    features: Tensor,           # (N,C) of the same photo
+    sentences: Sequence[str],   # T expressions
+    rule: str = 'relevance',    # one of `RULES`; the others look at slots alone
+    tokenizer: Any = None,      # default: the model's own
+) -> Tensor:                    # (T,h,w)
+    "Scores on the patch grid: of the slots, or of slots and student."
+    score, share = segment_scores(relevance, slot_maps, rule), getattr(model.config, 'student', 0.)
+    if not share or rule != 'relevance': return score
+    tok = tokenizer or model.tokenizer
+    ids, mask = (o.to(features.device) for o in pad(tokenize(sentences, tok), tok.pad_token_id or 0))
+    own = logits(*model.student(features.unflatten(0, slot_maps.shape[1:])[None], model.text.pooled(ids, mask)))     # (T,h,w)
+    return (1 - share)*min_max(score) + share*min_max(at_least_float32(own).sigmoid())
+
 # %% ../nbs/44_predict.ipynb #90fc9837
 class Trace(NamedTuple):
     "A photo's way through the model; tensors on the CPU."
@@ -311,7 +331,7 @@ def find_masks(
     with evaluation_mode(model) as where:
         text = encode_sentences(model, as_sentences(sentences), tokenizer, where)
         relevance = relevance_of(model, as_sentences(sentences), text, found.slots, found.slot_maps, tokenizer)
-        scores = full_size(segment_scores(relevance, found.slot_maps, rule), found.photo.size[::-1])
+        scores = full_size(patch_scores(model, relevance, found.slot_maps, found.features, as_sentences(sentences), rule, tokenizer), found.photo.size[::-1])
     return Trace(found.photo, found.slot_maps.cpu(), relevance.cpu(), _check_finite(scores.cpu()), (scores >= threshold).cpu())
 
 # %% ../nbs/44_predict.ipynb #bde37cb2
@@ -343,9 +363,9 @@ def _segment_batch(
     transform, scores = image_transform(c.image_size, c.image_mean, c.image_std), [list[Tensor]() for _ in photos]
     with evaluation_mode(net, device, precision) as where:
         for _, out in encode_draws(net, torch.stack([transform(p) for p in photos]).to(where), [0] * len(photos), draws):
-            for slots, maps, photo, found in zip(out.slots, at_least_float32(out.slot_maps), photos, scores, strict=True):
+            for slots, maps, features, photo, found in zip(out.slots, at_least_float32(out.slot_maps), out.features, photos, scores, strict=True):
                 relevance = relevance_of(net, said, text, slots[None], maps, tokenizer)
-                found.append(_check_finite(full_size(segment_scores(relevance, maps, rule), photo.size[::-1]).cpu()))
+                found.append(_check_finite(full_size(patch_scores(net, relevance, maps, features, said, rule, tokenizer), photo.size[::-1]).cpu()))
     mean = [s[0] if len(s) == 1 else min_max(torch.stack(s).mean(0)) for s in scores]
     names = [str(o) if isinstance(o, (str, PathLike)) else '' for o in images]
     return [Segments(s, s >= threshold, said, p, name) for s, p, name in zip(mean, photos, names, strict=True)]
