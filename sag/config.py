@@ -111,6 +111,7 @@ class SaGConfig(Widths, Encoders):
     cosine_scale: float = _number(0.)  # without fusion: relevance is a softmax of cosines times this (0: of products / √D)
     cuts: tuple = _number((), 1)  # clusters: cut the photo several times, into so many clusters each; all of them are slots ((): once, into K)
     place: float = _number(0.)  # inference: relevance × exp(this · words of place), see `sag.place` (0: the paper's method)
+    student: float = _number(0., 0, 1)  # inference: share of a student's score in the mask, see `sag.model.student` (0: there is none)
     reconstruct: bool = True  # a decoder gives the features back (False: there is none, and no reconstruction loss)
 
     def __post_init__(self):
@@ -132,9 +133,11 @@ class SaGConfig(Widths, Encoders):
 @dataclass(frozen=True)
 class Data:
     "Where expressions and photos come from."
-    dataset: str = 'refcoco'  # a name in `sag.data.sets.DATASETS`; several with commas
+    dataset: str = 'refcoco'  # a name in `sag.data.sets.DATASETS`, or `hf:` and a hub id or folder; several with commas
     split_by: str = ''  # whose split, such as unc, google or umd ('': the usual one)
     root: str = 'data'  # folder of the data set
+    images: str = ''  # the photos' folder ('': where such data sets have it)
+    columns: dict = field(default_factory=dict)  # for `hf:`, role → column: '{"text": "query"}' ({}: guessed, and logged)
     train_split: str = 'train'  # photos and expressions to learn from
     val_split: str = 'val'  # split watched while training ('' for none); its masks serve measuring alone
     captions: str = _one_of('captions', 'phrases', 'both')  # in training, captions as they are, their noun `phrases`, or `both`
@@ -146,6 +149,7 @@ class Data:
     feature_dir: str = 'data/features'  # where cached features and photos lie
     photo_fit: int = _number(0)  # training photos are first fitted into a square of this side, as the released code stores them (480; 0: not)
     cache_photos: bool = False  # write the squashed photos to one file once, into `feature_dir`
+    bad_samples: int = _number(100)  # of a stream: samples that cannot be used, and are left out, before training gives up
     workers: int = _number(0)  # processes that decode photos
 
 # %% ../nbs/00_config.ipynb #11488a55
