@@ -9,12 +9,12 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from http.client import HTTPException
 from itertools import islice
 from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
-from urllib.request import urlopen
 
 import numpy as np
 import torch
@@ -24,18 +24,20 @@ from PIL import Image
 from torch import Tensor, nn
 
 from .data.batches import at_least_float32, image_transform, load_tokenizer, pad, text_limit, tokenize, tokenizer_of
-from .data.photos import read_photo, upright
+from .data.download import open_web as urlopen
+from .data.photos import MAX_PIXELS, read_photo, to_rgb, upright
 from .distribute import autocast, full_precision, precision_here
 from .masks import Segments
 from .model.sag import SaG
+from .model.student import logits
 from .place import placed
 from .released import load_released
 
 # %% auto #0
 __all__ = ['RULES', 'SUFFIXES', 'weigh', 'segment_scores', 'min_max', 'full_size', 'slot_noise', 'encode_draws',
            'evaluation_mode', 'as_photo', 'photo_files', 'as_sentences', 'unknown_words', 'check_words', 'as_model',
-           'Slots', 'find_slots', 'encode_sentences', 'relevance_of', 'Trace', 'find_masks', 'trace', 'segment_many',
-           'segment']
+           'Slots', 'find_slots', 'encode_sentences', 'relevance_of', 'patch_scores', 'Trace', 'find_masks', 'trace',
+           'segment_many', 'segment']
 
 # %% ../nbs/44_predict.ipynb #0480c74f
 RULES = ('relevance', 'avg', 'max', 'min')
@@ -137,12 +139,21 @@ def _fetch_photo(
     "A photo from the web. `ValueError` names an address that does not answer, or that sends too much or no photo."
     try:
         with urlopen(url, timeout=30) as answer: data = answer.read(most + 1)
-    except OSError as e: raise ValueError(f'{url} cannot be fetched: {e}') from None
+    except (OSError, ValueError, HTTPException) as e: raise ValueError(f'{url} cannot be fetched: {e}') from None
     if len(data) > most: raise ValueError(f'{url} is larger than {most:,} bytes; download it, and pass the file')
     with TemporaryDirectory() as d:
         (file := Path(d, 'photo')).write_bytes(data)
         try: return read_photo(file)
         except ValueError as e: raise ValueError(str(e).replace(str(file), url)) from None
+
+def _given(
+    picture: Image.Image,       # of any mode
+) -> Image.Image:               # RGB, upright
+    "A picture that is in memory already; `ValueError` if it has no pixels, too many, or if they cannot be decoded."
+    if not 0 < picture.width * picture.height <= MAX_PIXELS:
+        raise ValueError(f'a photo of {picture.width}×{picture.height}; 1 to {MAX_PIXELS:,} pixels are possible')
+    try: return to_rgb(upright(picture))
+    except Exception as e: raise ValueError(f'the photo cannot be decoded ({e or type(e).__name__})') from e     # whatever a decoder meets
 
 def as_photo(
     image: Any,             # path, PIL image, uint8 array (H,W), (H,W,3) or (H,W,4), or tensor (3,H,W): uint8, or float in [0,1]
@@ -153,12 +164,12 @@ def as_photo(
         if urls: return _fetch_photo(image)
         raise ValueError(f'{image} is an address; pass urls=True to fetch it')
     if isinstance(image, (str, PathLike)): return read_photo(image)
-    if isinstance(image, Image.Image): return upright(image, None).convert('RGB')
+    if isinstance(image, Image.Image): return _given(image)
     if isinstance(image, Tensor) and image.ndim == 3 and len(image) in (1, 3):
         image = image.detach().cpu().permute(1, 2, 0).expand(-1, -1, 3)
         if image.is_floating_point() and 0 <= image.min() and image.max() <= 1: image = image.mul(255).round().byte()
     a = np.asarray(image)
-    if a.dtype == np.uint8 and a.size and (a.ndim == 2 or (a.ndim == 3 and a.shape[2] in (3, 4))): return Image.fromarray(a).convert('RGB')
+    if a.dtype == np.uint8 and a.size and (a.ndim == 2 or (a.ndim == 3 and a.shape[2] in (3, 4))): return _given(Image.fromarray(a))
     raise TypeError('a photo is a path, a PIL image, a uint8 array (H,W), (H,W,3|4) or a tensor (3,H,W), '
                     f'not {type(image).__name__} {a.dtype} {a.shape}')
 
@@ -220,6 +231,9 @@ def as_model(
     "The model, loaded if need be; see `SaG.from_pretrained` and `load_released` for what they raise."
     if not isinstance(model, (str, PathLike)): return model
     where = str(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
+    try: torch.ones(1, device=where).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as e:
+        raise ValueError(f'device={where!r} is not to be had: {str(e).splitlines()[0][:200]}') from None
     if str(model) == 'small': return _packaged(where)
     if not str(model).endswith('.tar'): return SaG.from_pretrained(str(model)).to(where)
     net, _ = load_released(str(model))
@@ -232,6 +246,7 @@ class Slots(NamedTuple):
     photo: Image.Image      # RGB
     slots: Tensor           # (1,K,D)
     slot_maps: Tensor       # (K,h,w) share of each patch that each slot holds
+    features: Tensor        # (N,C) of the backbone
 
 def find_slots(
     image: Any,                         # see `as_photo`
@@ -245,7 +260,7 @@ def find_slots(
     transform = image_transform(net.config.image_size, net.config.image_mean, net.config.image_std)
     with evaluation_mode(net, device) as where:
         _, out = next(encode_draws(net, transform(photo)[None].to(where), [image_id], [draw]))
-    return Slots(photo, out.slots, at_least_float32(out.slot_maps[0]))
+    return Slots(photo, out.slots, at_least_float32(out.slot_maps[0]), out.features[0])
 
 # %% ../nbs/44_predict.ipynb #80b59795
 def encode_sentences(
@@ -277,6 +292,24 @@ def relevance_of(
     relevance = at_least_float32(model.relevance(slots, text)[0])
     with full_precision(slots.device): return placed(relevance, sentences, slot_maps, strength, find if tok else None)
 
+# %% ../nbs/44_predict.ipynb #6f47c5ce
+def patch_scores(
+    model: Any,                 # config, and the student if there is one
+    relevance: Tensor,          # (T,K) of `relevance_of`
+    slot_maps: Tensor,          # (K,h,w)
+    features: Tensor,           # (N,C) of the same photo
+    sentences: Sequence[str],   # T expressions
+    rule: str = 'relevance',    # one of `RULES`; the others look at slots alone
+    tokenizer: Any = None,      # default: the model's own
+) -> Tensor:                    # (T,h,w)
+    "Scores on the patch grid: of the slots, or of slots and student."
+    score, share = segment_scores(relevance, slot_maps, rule), getattr(model.config, 'student', 0.)
+    if not share or rule != 'relevance': return score
+    tok = tokenizer or model.tokenizer
+    ids, mask = (o.to(features.device) for o in pad(tokenize(sentences, tok), tok.pad_token_id or 0))
+    own = logits(*model.student(features.unflatten(0, slot_maps.shape[1:])[None], model.text.pooled(ids, mask)))     # (T,h,w)
+    return (1 - share)*min_max(score) + share*min_max(at_least_float32(own).sigmoid())
+
 # %% ../nbs/44_predict.ipynb #90fc9837
 class Trace(NamedTuple):
     "A photo's way through the model; tensors on the CPU."
@@ -298,7 +331,7 @@ def find_masks(
     with evaluation_mode(model) as where:
         text = encode_sentences(model, as_sentences(sentences), tokenizer, where)
         relevance = relevance_of(model, as_sentences(sentences), text, found.slots, found.slot_maps, tokenizer)
-        scores = full_size(segment_scores(relevance, found.slot_maps, rule), found.photo.size[::-1])
+        scores = full_size(patch_scores(model, relevance, found.slot_maps, found.features, as_sentences(sentences), rule, tokenizer), found.photo.size[::-1])
     return Trace(found.photo, found.slot_maps.cpu(), relevance.cpu(), _check_finite(scores.cpu()), (scores >= threshold).cpu())
 
 # %% ../nbs/44_predict.ipynb #bde37cb2
@@ -330,9 +363,9 @@ def _segment_batch(
     transform, scores = image_transform(c.image_size, c.image_mean, c.image_std), [list[Tensor]() for _ in photos]
     with evaluation_mode(net, device, precision) as where:
         for _, out in encode_draws(net, torch.stack([transform(p) for p in photos]).to(where), [0] * len(photos), draws):
-            for slots, maps, photo, found in zip(out.slots, at_least_float32(out.slot_maps), photos, scores, strict=True):
+            for slots, maps, features, photo, found in zip(out.slots, at_least_float32(out.slot_maps), out.features, photos, scores, strict=True):
                 relevance = relevance_of(net, said, text, slots[None], maps, tokenizer)
-                found.append(_check_finite(full_size(segment_scores(relevance, maps, rule), photo.size[::-1]).cpu()))
+                found.append(_check_finite(full_size(patch_scores(net, relevance, maps, features, said, rule, tokenizer), photo.size[::-1]).cpu()))
     mean = [s[0] if len(s) == 1 else min_max(torch.stack(s).mean(0)) for s in scores]
     names = [str(o) if isinstance(o, (str, PathLike)) else '' for o in images]
     return [Segments(s, s >= threshold, said, p, name) for s, p, name in zip(mean, photos, names, strict=True)]
@@ -356,6 +389,7 @@ def segment_many(
     said, numbers = as_sentences(expressions), dict(draws=draws, batch_size=batch_size)
     for k, v in numbers.items():
         if v < 1: raise ValueError(f'{k} must be 1 or more, not {v}')
+        if v > 10_000: raise ValueError(f'{k} must be at most 10,000, not {v}')
     if not 0 <= threshold <= 1: raise ValueError(f'threshold must lie in [0, 1], not {threshold}')
     weigh(torch.ones(1, 1), rule)       # a rule that does not exist
     todo = iter(photo_files(images) if isinstance(images, (str, PathLike)) else images)

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from .config import Recipe, SaGConfig, to_json
 from .data.batches import image_transform, pad, text_limit, tokenize, tokenizer_of
+from .data.sets import parts_of
 from .evaluate import pretty
 from .files import atomic, extra, read_json
 from .model.sag import SaG
@@ -177,7 +178,8 @@ def _card(run: Run, name: str, license: str) -> str:
     record, found = run.record, measurements(run)
     results = [o for title, facts in found.items() for o in _eval_results(title, facts)]
     head = ModelCardData(
-        library_name='sag', license=license or None, datasets=sorted(set(record['recipe']['dataset'].split(','))), pipeline_tag='image-segmentation',
+        library_name='sag', license=license or None, pipeline_tag='image-segmentation',
+        datasets=sorted({n for n, _ in parts_of(record['recipe']['dataset']) if not n.startswith('wds:')}),
         tags=['referring-image-segmentation', 'weakly-supervised', 'slot-attention'], model_name=name, eval_results=results or None)
     photos = f', {len(run.train_photos):,} photos' if run.train_photos else ''
     measures = '\n'.join(_measured(title, facts) for title, facts in found.items()) or 'Nothing was measured.\n'
@@ -265,7 +267,7 @@ def pipeline(
 INPUTS = 'pixel_values', 'input_ids', 'attention_mask', 'noise'  # (1,3,S,S), (T,L), (T,L), (1,K,D)
 
 class Segmenter(nn.Module):
-    "`INPUTS` to scores (T,h,w), without decoder and losses (paper, inference and evaluation)."
+    "`INPUTS` to the slots' scores (T,h,w), without words of place, student and decoder (paper, inference and evaluation)."
     def __init__(self, model: SaG):
         super().__init__()
         self.model = model

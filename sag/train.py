@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['FREE', 'load_data', 'training_texts', 'test_split', 'build_model', 'save_memory', 'batches', 'optimizer', 'ramp',
-           'lr_factor', 'repeated', 'losses', 'accelerator', 'Training', 'batch_losses', 'train_step', 'update',
-           'Diverged', 'flush', 'leave_out', 'validate', 'warn_of_leak', 'checkpoint', 'restore', 'check_folder',
-           'begin', 'check_recipe', 'keep_to_limit', 'check_room', 'own_part', 'prepare', 'stream', 'advance', 'fit']
+           'lr_factor', 'repeated', 'losses', 'own_scores', 'student_losses', 'accelerator', 'Training', 'batch_losses',
+           'train_step', 'update', 'Diverged', 'flush', 'leave_out', 'validate', 'warn_of_leak', 'checkpoint', 'begin',
+           'check_recipe', 'keep_to_limit', 'own_part', 'prepare', 'stream', 'advance', 'fit']
 
 # %% ../nbs/52_train.ipynb #7d1b64da
 import json
@@ -20,8 +20,10 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 # %% ../nbs/52_train.ipynb #5be53249
@@ -35,41 +37,48 @@ from tqdm import tqdm
 
 from .checkpoint import Terminated, checkpoints, newest, random_state, save, set_random_state, terminable
 from .config import Recipe, change, to_json
-from .data.batches import Batch, PhotoTexts, at_least_float32, cache_photos, load_tokenizer, loader, text_limit, word_tokenizer
+from .data.batches import Batch, PhotoTexts, StreamTexts, at_least_float32, cache_photos, load_tokenizer, loader, text_limit, word_tokenizer
 from .data.expressions import Expressions
 from .data.features import Features, cache_features
 from .data.phrases import same_text, to_phrases
 from .data.sets import leak, load
+from .data.streams import Pairs
 from .distribute import autocast, everyone, free_memory, precision_here, share_slots, turn, weight
-from .evaluate import evaluate, summary
+from .evaluate import check_measurable, evaluate, summary
 from .evaluate.retrieval import retrieval
 from .files import Lenient, hold, remove_temporary
-from .losses import contrastive_loss, reconstruction_loss
+from .losses import contrastive_loss, reconstruction_loss, student_loss
 from .model.encoders import Recall
 from .model.sag import SaG, SaGOutput, kept_bytes, load_weights, read_pretrained
+from .model.student import logits
+from .place import placed
+from .predict import min_max, segment_scores
 from .record import Run, write_record
 
 _log = logging.getLogger(__name__)
 
 # %% ../nbs/52_train.ipynb #9889fb13
 def load_data(
-    recipe: Recipe,  # dataset, root, split_by and synthetic_args
+    recipe: Recipe,  # dataset, root, split_by, images, columns and synthetic_args
     split: str,  # such as 'train'; 'train+val' and 'all' work too
+    check: bool = True,  # make sure that every photo is there
 ) -> Expressions:
     "The expressions of a split, as published."
-    return load(recipe.dataset, recipe.root, recipe.split_by, split, scenes=recipe.synthetic_args)
+    r = recipe
+    return load(r.dataset, r.root, r.split_by, split, r.images or None, check, r.synthetic_args, r.columns)
 
 def training_texts(
     recipe: Recipe,  # see `load_data`, and train_split and captions
 ) -> Expressions:
     "What a model is trained on: captions, their noun phrases, or both."
-    return to_phrases(load_data(recipe, recipe.train_split), recipe.captions)
+    found = load_data(recipe, recipe.train_split)
+    return found if isinstance(found, Pairs) else to_phrases(found, recipe.captions)  # a source cuts its captions as they come
 
 def test_split(
     recipe: Recipe,  # its data set
 ) -> str:  # such as 'testA+testB'
     "The splits to measure on: those called test…, or the validation split of a data set without any."
-    there = load(recipe.dataset, recipe.root, recipe.split_by, 'all', check=False, scenes=recipe.synthetic_args).splits
+    there = load_data(recipe, 'all', check=False).splits
     return '+'.join(s for s in there if s.startswith('test')) or recipe.val_split
 
 # %% ../nbs/52_train.ipynb #712eb1e0
@@ -83,7 +92,10 @@ def build_model(
     set_seed(recipe.seed)
     model = SaG(recipe)
     model.tokenizer = tokenizer
-    if recipe.start: load_weights(model, read_pretrained(recipe.start)[1], recipe.start)
+    if recipe.start:
+        fresh = {k: v for k, v in model.state_dict().items() if k.startswith('student.')}
+        load_weights(model, fresh | read_pretrained(recipe.start)[1], recipe.start)
+    if recipe.student: model.requires_grad_(False).student.requires_grad_(True)
     if recipe.checkpointing is True: model.set_grad_checkpointing()
     return model
 
@@ -103,6 +115,8 @@ def save_memory(
     _log.info('a step needs %.1f GB: activations are %s', needed/1e9, 'recomputed in the backward pass' if tight else 'kept')
     return change(recipe, checkpointing=tight)
 
+def _fitting(expressions: Expressions, model: Any, policy: str) -> Expressions: return keep_to_limit(expressions, model, policy)[0]
+
 def batches(
     recipe: Recipe,  # batch_size, group, texts_per_photo, seed and workers
     model: SaG,  # its tokenizer and image settings
@@ -110,7 +124,12 @@ def batches(
     features: Features | None = None,  # cached features in place of photos
 ) -> Any:  # a loader of `Batch` with `set_epoch`
     "The training's batches; photos that fit in memory, or into `cache_photos`' file, are decoded once."
-    c = model.config
+    c, r = model.config, recipe
+    if isinstance(expressions, Pairs):
+        fits = partial(_fitting, model=SimpleNamespace(tokenizer=model.tokenizer, config=c), policy=r.long_text)
+        n = 1 if r.group == 'expression' else r.texts_per_photo
+        stream = StreamTexts(expressions, model.tokenizer, c.image_size, c.image_mean, c.image_std, n, r.captions, fits, r.photo_fit, r.seed)
+        return loader(stream, r.batch_size, r.seed, workers=r.workers, turn=turn(), bad_samples=r.bad_samples)
     kept: Any = recipe.workers == 0 and len(expressions.photo_files())*3*c.image_size**2 < 2e9  # bytes
     if recipe.cache_photos and features is None: kept = cache_photos(expressions, c.image_size, recipe.feature_dir, recipe.photo_fit)
     photos = PhotoTexts(expressions, model.tokenizer, c.image_size, c.image_mean, c.image_std, recipe.group, recipe.texts_per_photo,
@@ -175,6 +194,32 @@ def losses(
     contrast = contrastive_loss(out, own + turn()[0]*len(out.slots), recipe.temperature, same, recipe.fixed_target)*weight(len(own), own.device)
     recon = reconstruction_loss(out) if recipe.reconstruct else torch.zeros_like(contrast)
     return dict(loss=contrast + recipe.reconstruction_weight*recon, contrastive=contrast, reconstruction=recon)
+
+# %% ../nbs/52_train.ipynb #91ca50f8
+def own_scores(
+    out: SaGOutput,  # relevance (B, T, K) and slot_maps (B, K, h, w) are read
+    batch: Batch,  # T expressions of B photos
+    place: float = 0.,  # strength of words of place
+) -> Tensor:  # (T, h, w) in [0, 1]
+    "What the model finds for each expression on its own photo; relations to other things aside."
+    assert out.relevance is not None
+    sentences, scores = [e.sentence for e in batch.expressions], torch.empty(len(batch.expressions), *out.slot_maps.shape[2:], device=out.slots.device)
+    for b in batch.image_of_text.unique().tolist():
+        rows = (batch.image_of_text == b).nonzero()[:, 0].tolist()
+        relevance = placed(out.relevance[b, rows], [sentences[i] for i in rows], out.slot_maps[b], place)
+        scores[rows] = min_max(segment_scores(relevance, out.slot_maps[b]))
+    return scores
+
+def student_losses(
+    out: SaGOutput,  # of the batch, at least float32
+    batch: Batch,  # T expressions of B photos
+    recipe: Recipe,  # place
+) -> dict[str, Tensor]:  # as `losses`
+    "The student's loss on the masks of its own model."
+    assert out.queries is not None and out.patches is not None
+    own = batch.image_of_text
+    loss = student_loss(logits(out.queries, out.patches[own]), own_scores(out, batch, recipe.place))
+    return dict(loss=loss*weight(len(own), own.device), student=loss)
 
 # %% ../nbs/52_train.ipynb #e62e3f63
 def accelerator(
@@ -309,7 +354,7 @@ def validate(
     training: Training,  # its history's last row gains what is found; weights are saved when the rule says so
     val: Expressions,  # may be empty
     features: Features | None = None,  # cached, in place of photos
-) -> dict[str, float]:  # in %: recall of photos; mIoU and pointing where there are masks and boxes
+) -> dict[str, float]:  # in %: recall of photos; mIoU and pointing if there are masks or boxes
     "Measure on the validation expressions and save by the selection rule."
     flush(training)
     found: dict[str, float] = {}
@@ -346,7 +391,7 @@ def checkpoint(
         model=training.model.state_dict(), optimizer=training.optimizer.state_dict(), scaler=training.scaler.state_dict() or None)
     if training.main: save(state, training.dest/'checkpoints', training.step)
 
-def restore(
+def _restore(
     training: Training,  # set back to the state
     state: dict[str, Any],  # of `checkpoint`
 ) -> None:
@@ -359,18 +404,13 @@ def restore(
     set_random_state(state['random'][turn()[0]])
 
 # %% ../nbs/52_train.ipynb #cb200c0e
-FREE = 'workers', 'save_every', 'skip_nonfinite', 'track', 'cache_photos', 'feature_dir'  # may change when a run is resumed
+FREE = 'workers', 'bad_samples', 'save_every', 'skip_nonfinite', 'track', 'cache_photos', 'feature_dir'  # may change when a run is resumed
 
-def check_folder(
-    recipe: Recipe,  # what to train
-    run: Run,  # where
-    parts: dict[str, str],  # its own losses, step and data, by name
-    resume: bool,  # continue what is there?
-) -> None:
+def _check_folder(recipe: Recipe, run: Run, parts: dict[str, str], resume: bool) -> None:
     "FileExistsError if a new run would bury an interrupted one, ValueError that names the fields in which a resumed run would differ."
     waiting = run.path/'checkpoints'
     if not resume and checkpoints(waiting): raise FileExistsError(
-        f"an interrupted training waits in {run.path}: resume it with `sag train --resume {run.path}` (fit: resume=True), or remove {waiting} to start anew")
+        f"an interrupted training waits in {run.path}: resume it with `sag train --resume {run.path}` (fit: resume=True), or remove {waiting} to start over")
     if not resume or not run.trained: return
     then = json.loads(to_json(run.recipe)) | {k: run.record.get(k, v) for k, v in dict(processes=1, parts={}).items()}
     now = json.loads(to_json(recipe)) | dict(processes=turn()[1], parts=parts)
@@ -385,7 +425,11 @@ def begin(
 ) -> None:
     "Write the run's record; continue from the newest checkpoint, or from the end if the training had reached it."
     run, state = training.run, newest(training.dest/'checkpoints') if resume else None
-    if state: restore(training, state)
+    if state is not None:
+        try: _restore(training, state)
+        except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as e:
+            raise ValueError(f'the checkpoints in {run.path} are not of this training ({type(e).__name__}: {" ".join(str(e).split())[:200]}); '
+                             f'remove {run.path/"checkpoints"} to start over') from None
     elif resume and run.finished:
         training.history = [{k: v for k, v in row.items() if v == v} for row in run.history.to_dict('records')]  # NaN is not itself
         training.step, training.best = training.total, max(h.get('val mIoU', -1.) for h in training.history)
@@ -399,7 +443,7 @@ def check_recipe(
     recipe: Recipe,  # what to train
     where: str = 'cpu',  # kind of device
 ) -> None:
-    "ValueError for wishes that contradict each other."
+    "ValueError for settings that contradict each other."
     r = recipe
     if r.cache_features and not r.freeze_image: raise ValueError('cache_features needs freeze_image=True: the features of a backbone that trains change')
     if r.entities == 'clusters' and not r.freeze_image:
@@ -407,6 +451,7 @@ def check_recipe(
     if not r.reconstruct and r.reconstruction_weight:
         raise ValueError(f'reconstruct=False has no loss for reconstruction_weight={r.reconstruction_weight} to weigh; set it to 0')
     if r.precision == 'fp16' and where == 'cpu': raise ValueError("precision='fp16' needs a GPU: its losses are scaled; on a CPU use fp32, bf16 or auto")
+    if r.student and not r.start: raise ValueError('a student learns from the masks of a trained model: name its folder in start')
     if not r.steps and not r.epochs: raise ValueError('steps=0 and epochs=0 train nothing; set one of them')
 
 def keep_to_limit(
@@ -415,6 +460,7 @@ def keep_to_limit(
     policy: str,  # long_text: what is too long is an `error`, is `cut` after a word, or is `skip`ped
 ) -> tuple[Expressions, int]:  # expressions that fit, and how many did not
     "Expressions that the text encoder can take."
+    if isinstance(expressions, Pairs): return expressions, 0  # sample by sample, see `batches`
     limit = text_limit(model) or sys.maxsize
     def tokens(sentence: str) -> int: return len(model.tokenizer(sentence, verbose=False)['input_ids'])
     long = {s: n for s in dict.fromkeys(e.sentence for e in expressions) if len(s) >= limit - 1 and (n := tokens(s)) > limit}
@@ -430,9 +476,7 @@ def keep_to_limit(
     kept = [replace(e, sentence=short.get(e.sentence, e.sentence)) for e in expressions if short.get(e.sentence, 'fits')]
     return Expressions(kept), sum(e.sentence in long for e in expressions)
 
-def check_room(
-    training: Training,  # its model, and how often it is saved
-) -> None:
+def _check_room(training: Training) -> None:
     "OSError if the disk has no room for the weights and checkpoints to come."
     weights = sum(v.nbytes for v in training.model.state_dict().values())
     learned = sum(p.nbytes for p in training.model.parameters() if p.requires_grad)
@@ -456,6 +500,13 @@ def _expressions(part: Any, usual: Callable[[Recipe], Expressions], recipe: Reci
     part = usual if part is None else part
     return part(recipe) if callable(part) else part
 
+def _vocabulary(recipe: Recipe, texts: Expressions | Pairs) -> list[str]:
+    "The sentences that a tokenizer of whole words knows: all, or those of a stream's first samples."
+    if not isinstance(texts, Pairs): return [e.sentence for e in texts]
+    if recipe.cache_features or recipe.cache_photos:
+        raise ValueError('cache_features and cache_photos are for photos that come again: set both to False for a stream')
+    return [e.sentence for e in to_phrases(texts.head(10_000), recipe.captions)] if recipe.text_encoder == 'words' else []
+
 def _validation(recipe: Recipe) -> Expressions:
     return load_data(recipe, recipe.val_split) if recipe.val_split else Expressions()
 
@@ -472,7 +523,9 @@ def prepare(
         watched = Expressions([e for es in list(watched.photos().values())[:recipe.val_photos or None] for e in es])
         if recipe.selection == 'best_val_miou' and not watched.has_masks:
             raise ValueError(f"selection='best_val_miou' needs masks, and {recipe.val_split!r} has none; use 'last'")
-        model, features = build_model(recipe, [e.sentence for e in texts]).to(machine.device), None
+        for es in (watched if watched.has_masks or watched.has_boxes else (), later or ()):
+            if es and machine.is_main_process: check_measurable(es)
+        model, features = build_model(recipe, _vocabulary(recipe, texts)).to(machine.device), None
         (texts, a), (watched, b), (_, c) = (keep_to_limit(es, model, recipe.long_text) for es in (texts, watched, later or Expressions()))
         long = {k: n for k, n in dict(train=a, val=b, test=c).items() if n}
         if recipe.cache_features: features = cache_features(model.image, model.config, texts + watched, recipe.feature_dir, precision=recipe.precision)
@@ -482,8 +535,8 @@ def prepare(
             model.text.pooled = Recall(model.text, data.dataset.ids)  # type: ignore[method-assign]
     total = recipe.steps or round(recipe.epochs*len(data)/recipe.accumulate)
     if not total: raise ValueError(f'epochs={recipe.epochs} of {len(data)} batches make no step')
-    training = Training(recipe, model, total, run, machine, own['losses'] or losses)
-    check_room(training)
+    training = Training(recipe, model, total, run, machine, own['losses'] or (student_losses if recipe.student else losses))
+    _check_room(training)
     return training, data, watched, features, long
 
 # %% ../nbs/52_train.ipynb #05294f6e
@@ -508,6 +561,7 @@ def advance(
     batches = [next(data).to(training.accelerator.device) for _ in range(training.recipe.accumulate)]
     wait = time.perf_counter() - start
     training.pending.append(step(training, *batches) | dict(ids=[e.sent_id for b in batches for e in b.expressions], wait=wait))
+    if bad := sum(len(b.bad) for b in batches): training.pending[-1]['bad samples'] = bad
     if training.step % 20 == 0: flush(training)
     (training.pending or training.history)[-1]['seconds'] = time.perf_counter() - start
 
@@ -523,7 +577,7 @@ def _settled(
 
 def _progress(training: Training) -> Iterator[int]:
     "The steps to take, with a bar that shows the last known losses."
-    shown = 'contrastive', 'reconstruction', 'val mIoU'
+    shown = 'contrastive', 'reconstruction', 'student', 'val mIoU'
     with tqdm(desc='training', initial=training.step, total=training.total, mininterval=5, disable=not training.main, file=Lenient(sys.stderr)) as bar:
         for step in range(training.step + 1, training.total + 1):
             yield step
@@ -535,6 +589,12 @@ def _due(step: int, every: int) -> bool: return bool(every) and step % every == 
 def _stopping(training: Training, asked: Callable[[], int]) -> int:
     "The signal that asks this process to stop, or 0; several processes agree on it every 20 steps."
     return asked() if turn()[1] == 1 else max(everyone(asked())) if _due(training.step, 20) else 0
+
+def _leave(training: Training, number: int) -> None:
+    "Say how to continue, and end as the signal asks."
+    said = f'asked to stop after step {training.step}: the state is saved, `sag train --resume {training.dest}` continues'
+    print(said, file=Lenient(sys.stdout), flush=True)
+    raise Terminated(number)
 
 def _finish(training: Training) -> Training:
     "Write the history, remove the checkpoints and load the selected weights."
@@ -566,7 +626,7 @@ def fit(
     parts = {k: f'{v.__module__}:{v.__qualname__}' for k, v in own.items() if callable(v)}
     with hold(run.path, '.training.lock') if machine.is_main_process else nullcontext():
         if machine.is_main_process: remove_temporary(run.path)
-        check_folder(recipe, run, parts, resume)
+        _check_folder(recipe, run, parts, resume)
         training, data, watched, features, long = prepare(recipe, run, machine, own, later)
         begin(training, data.dataset.expressions, resume, **{k: v for k, v in dict(parts=parts, long_texts=long).items() if v})
         warn_of_leak(watched, run.path)
@@ -580,7 +640,5 @@ def fit(
                 if looking and watch: watch(training)
                 stop = _stopping(training, asked)
                 if stop or recipe.save_every and n < training.total and (looking or _due(n, recipe.save_every)): checkpoint(training)
-                if stop:
-                    print(f'asked to stop after step {n}: the state is saved, `sag train --resume {run.path}` continues', file=Lenient(sys.stdout), flush=True)
-                    raise Terminated(stop)
+                if stop: _leave(training, stop)
         return _finish(training)

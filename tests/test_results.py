@@ -88,6 +88,25 @@ def test_results_are_whole_or_absent(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_picture_looks_the_same_as_its_file(tmp_path):
+    deep = Image.fromarray(np.linspace(0, 65535, 64).astype(np.uint16).reshape(4, 16))
+    clear = Image.fromarray(np.dstack([np.zeros((4, 16, 3), np.uint8), np.tile(np.uint8([0, 255]), (4, 8))]))
+    for name, picture in dict(deep=deep, clear=clear).items():
+        picture.save(tmp_path / f'{name}.png')
+        assert np.array_equal(as_photo(picture), as_photo(tmp_path / f'{name}.png')), name
+    assert np.array_equal(as_photo(np.asarray(clear)), as_photo(clear))
+
+
+@pytest.mark.parametrize('picture', [Image.new('RGB', (0, 0)), Image.new('1', (9000, 9000)), Image.new('La', (2, 2))])
+def test_pictures_that_are_no_photos(picture):
+    with pytest.raises(ValueError, match='pixels are possible|cannot be decoded'): as_photo(picture)
+
+
+def test_small_values_in_a_deep_file_are_of_8_bits(tmp_path):
+    Image.fromarray(np.arange(256, dtype=np.int32).reshape(16, 16)).save(tmp_path / 'deep.tif')
+    assert np.array_equal(np.asarray(as_photo(tmp_path / 'deep.tif'))[..., 0].ravel(), np.arange(256))
+
+
 @pytest.mark.parametrize('image', [np.zeros((4, 5)), np.zeros((0, 5), np.uint8), np.zeros((4, 5, 2), np.uint8), torch.full((3, 4, 5), 2.), None, 3, b'photo'])
 def test_what_is_no_photo(image):
     with pytest.raises(TypeError, match='a photo is a path'): as_photo(image)

@@ -122,6 +122,31 @@ def test_long_texts_are_known_before_the_first_step(tiny, tmp_path):
         assert t.run.record['long_texts'] == dict(train=1)
 
 
+EMPTY = [[5., 5., 5.2, 5., 5.2, 5.2]]
+
+
+@pytest.mark.parametrize('spoil, message', [
+    (lambda e, path: replace(e, ref_id=-1, segmentations=(EMPTY,)), 'its mask is empty'), (lambda e, path: replace(e, image=path), 'cannot be decoded'),
+    (lambda e, path: replace(e, segmentations=(), boxes=()), 'neither mask nor box')])
+def test_what_cannot_be_measured_is_known_before_the_first_step(tiny, tmp_path, spoil, message):
+    es = list(load_data(tiny, 'val'))
+    (tmp_path/'cut.jpg').write_bytes(es[0].image.read_bytes()[:-100])
+    spoilt = Expressions([*es[1:], spoil(es[0], tmp_path/'cut.jpg')])
+    with pytest.raises(ValueError, match=message): fit(tiny, tmp_path/'later', later=spoilt)
+    if 'neither' not in message:
+        with pytest.raises(ValueError, match=message): fit(change(tiny, val_photos=0), tmp_path/'val', val=spoilt)
+    assert not [*tmp_path.rglob('run.json')]
+
+
+def test_a_checkpoint_of_something_else(tiny, tmp_path):
+    with pytest.raises(Cable): fit(tiny, tmp_path, watch=trip)
+    newest = checkpoints(tmp_path/'checkpoints')[0]
+    whole = torch.load(newest)
+    for odd in [1, 2], {}, whole | dict(model={}), whole | dict(optimizer={}), whole | dict(random=[]), whole | dict(history='{'):
+        torch.save(odd, newest)
+        with pytest.raises(ValueError, match='are not of this training .* remove .*checkpoints to start anew'): fit(tiny, tmp_path, resume=True)
+
+
 def test_no_room_is_known_before_the_first_step(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr('shutil.disk_usage', lambda path: type('', (), dict(free=1000)))
     with pytest.raises(OSError, match='0.0 GB left and this training needs .* make room'): fit(tiny, tmp_path)

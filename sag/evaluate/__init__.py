@@ -5,8 +5,10 @@
 # %% ../../nbs/46_evaluate.ipynb #3d38719c
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from os import PathLike
 from pathlib import Path
@@ -24,12 +26,12 @@ from ..data.expressions import Expression, by_photo, decode, has_mask
 from ..distribute import everyone, turn
 from ..masks import read_results, run_lengths
 from ..metrics import aggregate, as_stack, at_least, bootstrap, box_mask, check_shapes, measures, pixel_counts, ratios, read_counts
-from ..predict import RULES, encode_draws, evaluation_mode, full_size, min_max, relevance_of, segment_scores, unknown_words, weigh
+from ..predict import RULES, encode_draws, evaluation_mode, full_size, min_max, patch_scores, relevance_of, segment_scores, unknown_words, weigh
 
 # %% auto #0
 __all__ = ['TRIVIAL', 'BLIND', 'ORACLE', 'MEAN', 'COLUMNS', 'NAMES', 'photo_texts', 'photo_batches', 'expressions_by_photo',
-           'Truth', 'truth', 'score_rows', 'trivial_mask', 'random_slot', 'tidy', 'in_order', 'evaluate',
-           'coco_results', 'evaluate_results', 'count_unknown', 'summary', 'summary_line', 'pretty']
+           'check_measurable', 'Truth', 'truth', 'score_rows', 'trivial_mask', 'random_slot', 'tidy', 'in_order',
+           'evaluate', 'coco_results', 'evaluate_results', 'count_unknown', 'summary', 'summary_line', 'pretty']
 
 # %% ../../nbs/46_evaluate.ipynb #21bc624d
 def _has_box(
@@ -89,6 +91,17 @@ def expressions_by_photo(
     groups: dict[Path, list[Expression]] = {p: [] for p in batch.photos}
     for e in batch.expressions: groups[e.image].append(e)
     return [*groups.values()]
+
+# %% ../../nbs/46_evaluate.ipynb #b2766bea
+def check_measurable(
+    expressions: Iterable[Expression],  # that will be measured later
+) -> None:
+    "`ValueError` for what would end a measurement: an expression without mask or box, a mask that is empty or malformed, a photo that cannot be decoded."
+    def look(es: list[Expression]) -> None:
+        es[0].photo()
+        for e in {e.ref_id: e for e in es if has_mask(e)}.values(): e.masks  # noqa: B018
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for kind in _by_annotation(expressions): list(pool.map(look, by_photo(kind).values()))
 
 # %% ../../nbs/46_evaluate.ipynb #f5a931fc
 class Truth(NamedTuple):
@@ -218,14 +231,16 @@ def _batch_scores(
     "Scores of every expression on its own photo, at the size of the annotation, under each rule and draw."
     groups, total = expressions_by_photo(batch), dict[int, Tensor]()
     text = model.encode_text(batch.input_ids, batch.attention_mask).split([len(es) for es in groups])
-    def at_size(weights: Tensor, maps: Tensor, e: Expression) -> Tensor: return full_size(segment_scores(weights, maps), (e.height, e.width))
+    def at_size(score: Tensor, e: Expression) -> Tensor: return full_size(score, (e.height, e.width))
     for draw, out in encode_draws(model, batch.pixel_values, [es[0].image_id for es in groups], draws, batch.features):
         for b, es in enumerate(groups):
             maps = at_least_float32(out.slot_maps[b])
             relevance = relevance_of(model, [e.sentence for e in es], text[b], out.slots[b:b + 1], maps)
-            for rule in rules:
-                if rule != MEAN: yield rule, draw, b, at_size(_weights(rule, es, relevance, maps, draw, trues[b], threshold), maps, es[0])
-            if MEAN in rules: total[b] = total.get(b, 0) + at_size(relevance, maps, es[0])
+            own = patch_scores(model, relevance, maps, out.features[b], [e.sentence for e in es])
+            for rule in (r for r in rules if r != MEAN):
+                score = own if rule == 'relevance' else segment_scores(_weights(rule, es, relevance, maps, draw, trues[b], threshold), maps)
+                yield rule, draw, b, at_size(score, es[0])
+            if MEAN in rules: total[b] = total.get(b, 0) + at_size(own, es[0])
     yield from ((MEAN, draws[0], b, min_max(score)) for b, score in total.items())
 
 def _trivial_scores(
@@ -307,6 +322,7 @@ def evaluate(
     "Measure every expression; the columns are `COLUMNS`, where there are masks and boxes to fill them. Errors name the record."
     asked, draws = [*dict.fromkeys([*rules, *((*TRIVIAL, *BLIND) if baselines else ())])], [*dict.fromkeys(draws)]
     _check_rules(asked)
+    if not draws: raise ValueError('draws is empty; at least one slot draw is needed')
     batches = photo_batches(model, expressions, batch_size, features, tokenizer, workers)
     found: dict[tuple[int, int], list[dict[str, Any]]] = {}     # (kind, number of the batch) → rows
     with evaluation_mode(model, device, precision) as where, tqdm(total=sum(map(len, batches)), desc='evaluate', disable=not progress) as bar:

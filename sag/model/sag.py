@@ -8,6 +8,7 @@ __all__ = ['VERSION', 'SaGOutput', 'load_weights', 'read_config', 'read_pretrain
 # %% ../../nbs/36_model.sag.ipynb #82c5f460
 import json
 import logging
+import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from importlib import resources
@@ -17,7 +18,8 @@ from typing import Any, TypeVar
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
@@ -32,6 +34,7 @@ from .encoders import ImageEncoder, TextEncoder
 from .gather import Cosine, Gather, without_layer
 from .pieces import WordPieces
 from .shatter import Shatter, choose, sine_position
+from .student import Student
 
 # %% ../../nbs/36_model.sag.ipynb #8e017ae5
 @dataclass
@@ -45,6 +48,8 @@ class SaGOutput:
     joint: Tensor | None = None # (B, T, D) the photo seen through the expression, of length 1 (with `cosine_scale`: at most 1)
     reconstruction: Tensor | None = None # (B, h·w, C) the decoder's features
     decoder_maps: Tensor | None = None # (B, K, h, w) the decoder's mixing weights
+    queries: Tensor | None = None # (T, D + 1) the student's view of the expressions
+    patches: Tensor | None = None # (B, D, h, w) the student's view of the photos
 
 # %% ../../nbs/36_model.sag.ipynb #7f72a2d5
 def load_weights(
@@ -66,6 +71,7 @@ def load_weights(
 VERSION = 1 # of config.json
 _later = dict(image_standardize=False, entities='slots', slot_init='entity', competition='slots', interaction=True, fusion=True,
               image_also=(), cluster_position=.6, cosine_scale=0., reconstruct=True, cuts=(), place=0.)
+_since = dict(student=0.) # fields that version 1 did not begin with
 
 def read_config(
     path: str | Path, # a saved model's config.json
@@ -74,11 +80,30 @@ def read_config(
     values = read_json(path)
     version = values.pop('version', 0)
     if version not in (0, VERSION): raise ValueError(f'{path} has version {version!r}, this package reads up to {VERSION}; install a newer one')
-    values = (_later if version == 0 else {}) | values
+    values = _since | (_later if version == 0 else {}) | values
     missing = [f.name for f in fields(SaGConfig) if f.name not in values]
     if missing: raise ValueError(f"{path} is no complete SaG configuration: {', '.join(missing)} missing; copy the file again, or save the model anew")
     try: return change(SaGConfig(), **values) # type: ignore[arg-type, return-value]
     except (TypeError, ValueError) as e: raise ValueError(f'{path} is no SaG configuration: {e}') from None
+
+# %% ../../nbs/36_model.sag.ipynb #e82e7e77
+def _checksum(
+    state: Mapping[str, Tensor], # name to tensor
+) -> str: # 8 hexadecimal digits
+    "The CRC-32, as zip files have it, of names and numbers."
+    crc = 0
+    for n in sorted(state): crc = zlib.crc32(state[n].detach().cpu().flatten().view(torch.uint8).numpy(), zlib.crc32(n.encode(), crc))
+    return f'{crc:08x}'
+
+def _read_state(
+    path: Path, # model.safetensors
+) -> dict[str, Tensor]:
+    "The weights in a file. ValueError where it is none, or damaged."
+    try:
+        with safe_open(path, 'pt') as f: state, about = {n: f.get_tensor(n) for n in f.keys()}, f.metadata() or {} # noqa: SIM118
+    except Exception as e: raise ValueError(f'{path} is no weights file but {looks_like(path)} ({e})') from None
+    if 'crc32' in about and about['crc32'] != _checksum(state): raise ValueError(f'{path} is damaged, its checksum does not fit: copy it again')
+    return state
 
 # %% ../../nbs/36_model.sag.ipynb #193e1d29
 def _tokenizer(folder: Path) -> Any:
@@ -106,10 +131,7 @@ def read_pretrained(
     for name in 'config.json', 'model.safetensors':
         if not (path/name).is_file(): raise FileNotFoundError(f'{path/name} is missing; {source} is no saved SaG model')
     config = read_config(path/'config.json')
-    weights = path/'model.safetensors'
-    try: state = load_file(weights)
-    except Exception as e: raise ValueError(f'{weights} is no weights file but {looks_like(weights)} ({e})') from None
-    return config, state, _tokenizer(path)
+    return config, _read_state(path/'model.safetensors'), _tokenizer(path)
 
 # %% ../../nbs/36_model.sag.ipynb #8bcf2edc
 _Model = TypeVar('_Model', bound='Pretrained')
@@ -127,7 +149,8 @@ class Pretrained(nn.Module):
             with atomic_files(path) as temp: self.tokenizer.save_pretrained(temp)
         state = {k: v.contiguous() for k, v in self.state_dict().items()}
         alone = {v.data_ptr(): k for k, v in reversed(state.items())} # tied weights, as T5 has them, are written twice
-        with atomic(path/'model.safetensors') as temp: save_file({k: v if alone[v.data_ptr()] == k else v.clone() for k, v in state.items()}, temp)
+        state = {k: v if alone[v.data_ptr()] == k else v.clone() for k, v in state.items()}
+        with atomic(path/'model.safetensors') as temp: save_file(state, temp, dict(crc32=_checksum(state)))
         with atomic(path/'config.json') as temp: temp.write_text(json.dumps(dict(version=VERSION) | asdict(self.config), indent=2), encoding='utf-8')
         return path
 
@@ -145,7 +168,11 @@ _log = logging.getLogger(__name__)
 
 class SaG(Pretrained):
     "Shatter and Gather (ICCV 2023): referring image segmentation learned from image–text pairs. `SaG(config)` or `SaG.from_pretrained(path)`."
-    def __init__(self, config: SaGConfig, weights: bool = True): # weights: of the backbones, as `config` names them; False: random, to be loaded over
+    def __init__(
+        self,
+        config: SaGConfig,  # widths, encoders and every other choice
+        weights: bool = True,  # load the backbones' weights as `config` names them; False leaves them random, to be loaded over
+    ):
         super().__init__()
         image, text = (config.image_weights, config.text_weights) if weights else ('given', 'random')
         if weights: _log.info('image encoder %s: %s weights; text encoder %s: %s weights', config.image_encoder, image, config.text_encoder, text)
@@ -154,6 +181,7 @@ class SaG(Pretrained):
         self.shatter = choose(config, 'entities', dict(slots=Shatter, grid=Grid, clusters=Clusters))
         self.gather = choose(config, 'fusion', {True: Gather, False: without_layer})
         self.decoder: Any = Decoder(config, self.image.width) if config.reconstruct else None
+        self.student: Any = Student(config, self.image.width, self.text.out.in_features) if config.student else None
         self.config, self.num_slots = replace(model_config(config), text_args=self.text.backbone.config.to_dict()), config.num_slots
 
     @property
@@ -188,6 +216,8 @@ class SaG(Pretrained):
         if self.decoder:
             out.reconstruction, maps = self.decoder(out.slots, *out.slot_maps.shape[-2:]) # (B, h·w, C), (B, K, h·w)
             out.decoder_maps = maps.view_as(out.slot_maps)
+        if self.student: # (T, D + 1), (B, D, h, w)
+            out.queries, out.patches = self.student(out.features.unflatten(1, out.slot_maps.shape[-2:]), self.text.pooled(input_ids, attention_mask))
         return out
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
