@@ -6,6 +6,8 @@
 __all__ = ['SaG', 'SaGConfig', 'load_refer', 'load_captions', 'segment', 'load_released', 'fit', '__version__']
 
 # %% ../nbs/84_front.ipynb #d15a3162
+import sys
+from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -33,32 +35,31 @@ def _version() -> str:
     return import_module('importlib.metadata').version('shatter-and-gather')
 
 # %% ../nbs/84_front.ipynb #182ce0ee
-def _explained(
-    obj: Any,  # a function or class
-) -> Any:
-    "The same object, with the comments beside its parameters or fields in its docstring."
+def _comments(obj: Any) -> dict[str, str]:
+    "The comments beside the parameters of a function, or the fields of a dataclass, by name."
     from dataclasses import is_dataclass
     from inspect import getmro, isclass
 
     from fastcore.docments import docments
     sources = getmro(obj)[-2::-1] if isclass(obj) and is_dataclass(obj) else [obj.__init__ if isclass(obj) else obj]
-    about = {k: v for o in sources for k, v in docments(o).items() if v}
+    return {k: v for o in sources for k, v in docments(o).items() if v}
+
+def _explained(obj: Any) -> Any:
+    "The same object, with the comments beside its parameters or fields in its docstring."
+    about = _comments(obj)
     if not about or 'Parameters\n' in (obj.__doc__ or ''): return obj
     lines = [f'{k} : {v}' if k != 'return' else f'\nReturns\n-------\n{v}' for k, v in about.items()]
     obj.__doc__ = '\n'.join([obj.__doc__ or '', '', 'Parameters', '----------', *lines])
     return obj
 
 # %% ../nbs/84_front.ipynb #c1a6bc7a
-def __getattr__(
-    name: str,  # an attribute of the package that has not been looked up before
-) -> Any:
-    "Load a public name from its room, or the version."
-    if name == '__version__': found = _version()
-    elif name in _rooms: found = _explained(getattr(import_module(f'sag.{_rooms[name]}'), name))
-    else: raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-    globals()[name] = found
-    return found
+def _front_door(module: str, rooms: dict[str, str]) -> tuple[Callable, Callable]:
+    "`__getattr__` and `__dir__` of a package whose public names are loaded from their rooms when they are first used."
+    def get(name: str) -> Any:
+        if name not in rooms: raise AttributeError(f'module {module!r} has no attribute {name!r}')
+        found = _version() if name == '__version__' else _explained(getattr(import_module(f'sag.{rooms[name]}'), name))
+        setattr(sys.modules[module], name, found)
+        return found
+    return get, lambda: sorted(rooms)
 
-def __dir__() -> list[str]:
-    "The public names, for completion."
-    return sorted([*_rooms, '__version__'])
+__getattr__, __dir__ = _front_door(__name__, _rooms | dict(__version__=''))

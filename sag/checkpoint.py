@@ -31,9 +31,9 @@ def random_state() -> dict[str, Any]:
 def set_random_state(
     state: dict[str, Any],  # of `random_state`
 ) -> None:
-    "Every generator goes on from there."
+    "Restore every generator."
     random.setstate((3, tuple(state['python'].tolist()), None))
-    np.random.set_state(('MT19937', np.array(state['numpy'][:-1], np.uint32), int(state['numpy'][-1]), 0, 0.))
+    np.random.set_state(('MT19937', state['numpy'][:-1].numpy().astype(np.uint32), int(state['numpy'][-1]), 0, 0.))
     torch.set_rng_state(state['torch'])
     if state['cuda'] is not None and torch.cuda.is_available(): torch.cuda.set_rng_state(state['cuda'])
 
@@ -50,7 +50,7 @@ def save(
     step: int,  # names the file
     keep: int = 2,  # checkpoints that stay, the new one among them
 ) -> Path:
-    "Write a checkpoint and remove what is older; an OSError where there is no room, and the older ones stay."
+    "Write a checkpoint and remove older ones. OSError if the disk is full; then the older ones stay."
     path = folder/f'step-{step:09}.pt'
     try:
         with atomic(path) as temp: torch.save(state, temp)
@@ -63,7 +63,7 @@ def save(
 def read(
     path: Path,  # a checkpoint
 ) -> dict[str, Any]:
-    "A checkpoint's state, its checksums verified; whatever is wrong with the file is a ValueError."
+    "A checkpoint's state, its checksums verified; ValueError if the file is damaged."
     try:
         with zipfile.ZipFile(path) as z: wrong = z.testzip()
         if wrong: raise ValueError(f'the checksum of {wrong} is wrong')
@@ -73,8 +73,8 @@ def read(
 
 def newest(
     folder: Path,  # of a run's checkpoints; may be missing
-) -> dict[str, Any] | None:  # None where there is nothing to go on from
-    "The state in the newest checkpoint that is whole; a warning names each that is not."
+) -> dict[str, Any] | None:  # None if there is none to resume from
+    "The state in the newest intact checkpoint; a warning names each damaged one."
     for path in checkpoints(folder):
         try: return read(path)
         except ValueError as e: warnings.warn(f'{e}; going back to the one before', stacklevel=2)
@@ -89,7 +89,7 @@ SIGNALS = [getattr(signal, name) for name in ('SIGTERM', 'SIGINT', 'SIGHUP') if 
 
 @contextmanager
 def terminable() -> Iterator[Callable[[], int]]:  # the signal that came, or 0
-    "Within, signals that end a process are noted and nothing more. Only the main thread receives them; one that is ignored, as under nohup, stays so."
+    "Inside the block, signals that end a process are only recorded. Only the main thread receives them; an ignored one, as under nohup, stays ignored."
     notes: list[int] = []
     def note(number: int, frame: Any) -> None:
         if notes and number == signal.SIGINT: raise KeyboardInterrupt

@@ -9,6 +9,8 @@ __all__ = ['allowed', 'Encoders', 'Widths', 'SaGConfig', 'Data', 'Optimisation',
 # %% ../nbs/00_config.ipynb #f5b9202e
 import json
 import math
+import re
+from collections.abc import Iterator
 from dataclasses import Field, asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -16,7 +18,7 @@ from typing import Any
 
 # %% ../nbs/00_config.ipynb #56c3aef9
 def _one_of(*choices: Any) -> Any: return field(default=choices[0], metadata=dict(choices=choices))  # the first is the default
-def _number(default: float, low: float = 0, high: float = math.inf) -> Any: return field(default=default, metadata=dict(low=low, high=high))
+def _number(default: Any, low: float = 0, high: float = math.inf) -> Any: return field(default=default, metadata=dict(low=low, high=high))  # or several
 
 def _choices(f: Field) -> tuple: return f.metadata.get('choices', (True, False) if f.type is bool else ())
 
@@ -34,11 +36,11 @@ def _check(
 ) -> None:
     "ValueError or TypeError that names field, value and what is allowed."
     kind: Any = {float: int | float, tuple: list | tuple}.get(f.type, f.type)  # type: ignore[arg-type, call-overload]
-    right = isinstance(value, kind) and (f.type is bool or not isinstance(value, bool))
+    right = isinstance(value, kind) and (f.type in (bool, bool | str) or not isinstance(value, bool))
     if not right and not _choices(f): raise TypeError(f'{f.name}={value!r}: wanted a {getattr(f.type, "__name__", f.type)}')
     if f.type is tuple and not all(isinstance(v, int | float) for v in value): raise TypeError(f'{f.name}={value!r}: wanted numbers')
     if _choices(f): right = right and value in _choices(f)
-    elif f.metadata: right = f.metadata['low'] <= value <= f.metadata['high'] and value < math.inf
+    elif f.metadata: right = all(f.metadata['low'] <= v <= f.metadata['high'] and v < math.inf for v in (value if f.type is tuple else (value,)))
     if not right: raise ValueError(f'{f.name}={value!r}; choose {allowed(f)}')
 
 # %% ../nbs/00_config.ipynb #9065ec1a
@@ -49,11 +51,11 @@ class Encoders:
     image_weights: str = 'pretrained'  # `pretrained` (network), `random`, or a path to a .safetensors file
     image_args: dict = field(default_factory=dict)  # further arguments of `timm.create_model`
     image_size: int = _number(384, 1)  # pixels; photos are squashed to a square
-    image_mean: tuple = (.5, .5, .5)  # per channel, of pixels in [0, 1]
-    image_std: tuple = (.5, .5, .5)  # per channel
+    image_mean: tuple = _number((.5, .5, .5), -10, 10)  # per channel, of pixels in [0, 1]
+    image_std: tuple = _number((.5, .5, .5), 1e-6, 10)  # per channel
     image_block: int = _number(0)  # ViT: features after this block, counted from 1 (0: the last)
     image_stride: int = _number(16, 1)  # convolutional network: pixels per feature
-    image_also: tuple = ()  # further blocks, or strides, whose features are added as channels, on the grid of the first
+    image_also: tuple = _number((), 1)  # further blocks, or strides, whose features are added as channels, on the grid of the first
     position_resize: str = _one_of('timm', 'bilinear')  # ViT at another size: `timm` (bicubic, antialiased) or `bilinear` (released checkpoints)
     image_norm_eps: float = _number(0.)  # LayerNorm epsilon (0: timm's own; released checkpoints use 1e-5)
     image_standardize: bool = False  # scale each patch's features to mean 0 and variance 1, so that reconstruction losses of backbones compare
@@ -87,6 +89,16 @@ class Widths:
     decoder_positions: int = _number(50, 1)  # rows and columns of the decoder's learned position code
 
 # %% ../nbs/00_config.ipynb #a57a0774
+_MOST = dict(image_size=8192, iterations=1000, num_slots=10_000, decoder_positions=8192, ff_mult=16, dim=4096, context_dim=4096) | {
+    f'{part}_{what}': most for part in ('slot', 'interact', 'fusion') for what, most in dict(heads=64, head_dim=1024).items()}
+_ARGS = {r'layers|depth': 1000, r'hidden|inter|dim|width|d_model|d_ff': 16_384, '': 2**21}  # of the encoders' arguments, by name
+
+def _numbers(value: Any, key: str) -> Iterator[tuple[str, float]]:  # with the nearest key
+    "All numbers in nested lists and dicts."
+    if isinstance(value, dict | list | tuple):
+        for k, v in value.items() if isinstance(value, dict) else ((key, v) for v in value): yield from _numbers(v, str(k))
+    elif isinstance(value, int | float): yield key, value
+
 @dataclass(frozen=True)
 class SaGConfig(Widths, Encoders):
     "What a model is: the encoders, then shatter, gather and reconstruct (paper: entity discovery, modality fusion, reconstruction)."
@@ -97,12 +109,20 @@ class SaGConfig(Widths, Encoders):
     interaction: bool = True  # slots of a group talk (ablation: False)
     fusion: bool = True  # expressions collect slots by the fusion module (ablation: False, by plain similarity)
     cosine_scale: float = _number(0.)  # without fusion: relevance is a softmax of cosines times this (0: of products / √D)
-    cuts: tuple = ()  # clusters: cut the photo several times, into so many clusters each; all of them are slots ((): once, into K)
+    cuts: tuple = _number((), 1)  # clusters: cut the photo several times, into so many clusters each; all of them are slots ((): once, into K)
     place: float = _number(0.)  # inference: relevance × exp(this · words of place), see `sag.place` (0: the paper's method)
+    student: float = _number(0., 0, 1)  # inference: share of a student's score in the mask, see `sag.model.student` (0: there is none)
     reconstruct: bool = True  # a decoder gives the features back (False: there is none, and no reconstruction loss)
 
     def __post_init__(self):
         for f in fields(self): _check(f, getattr(self, f.name))
+        for name in 'image_mean', 'image_std':
+            if len(getattr(self, name)) != 3: raise ValueError(f'{name}={getattr(self, name)!r}; three numbers wanted, for red, green and blue')
+        asked = [(name, getattr(self, name), most) for name, most in _MOST.items()]
+        for k, v in (*_numbers(self.image_args, ''), *_numbers(self.text_args, '')):
+            asked.append((k, v, next(most for name, most in _ARGS.items() if re.search(name, k))))
+        for name, value, most in asked:
+            if value > most: raise ValueError(f'{name}={value}; at most {most} fit into a computer')
 
     @property
     def num_slots(self) -> int:
@@ -113,9 +133,11 @@ class SaGConfig(Widths, Encoders):
 @dataclass(frozen=True)
 class Data:
     "Where expressions and photos come from."
-    dataset: str = 'refcoco'  # a name in `sag.data.sets.DATASETS`; several with commas
+    dataset: str = 'refcoco'  # a name in `sag.data.sets.DATASETS`, or `hf:` and a hub id or folder; several with commas
     split_by: str = ''  # whose split, such as unc, google or umd ('': the usual one)
     root: str = 'data'  # folder of the data set
+    images: str = ''  # the photos' folder ('': where such data sets have it)
+    columns: dict = field(default_factory=dict)  # for `hf:`, role → column: '{"text": "query"}' ({}: guessed, and logged)
     train_split: str = 'train'  # photos and expressions to learn from
     val_split: str = 'val'  # split watched while training ('' for none); its masks serve measuring alone
     captions: str = _one_of('captions', 'phrases', 'both')  # in training, captions as they are, their noun `phrases`, or `both`
@@ -125,7 +147,9 @@ class Data:
     texts_per_photo: int = _number(4, 1)  # for group `photo`: expressions drawn from each photo
     cache_features: bool = False  # frozen image backbone: write its features to disk once; a frozen text encoder's are kept in memory
     feature_dir: str = 'data/features'  # where cached features and photos lie
+    photo_fit: int = _number(0)  # training photos are first fitted into a square of this side, as the released code stores them (480; 0: not)
     cache_photos: bool = False  # write the squashed photos to one file once, into `feature_dir`
+    bad_samples: int = _number(100)  # of a stream: samples that cannot be used, and are left out, before training gives up
     workers: int = _number(0)  # processes that decode photos
 
 # %% ../nbs/00_config.ipynb #11488a55
@@ -154,7 +178,7 @@ class Optimisation:
 class Recipe(Optimisation, Data, SaGConfig):
     "A training, complete: model, data and optimisation (paper, implementation details)."
     precision: str = _one_of('fp32', 'fp16', 'bf16', 'auto')  # of the forward pass; losses are fp32. auto: bf16 if the hardware has it
-    checkpointing: bool = False  # compute activations again in the backward pass: less memory, more time, the same gradients
+    checkpointing: bool | str = _one_of(False, True, 'auto')  # recompute activations in the backward pass: less memory, more time. auto: where memory is short
     compile: bool = False  # let torch.compile write kernels for the model: slow first steps, faster later ones
     accumulate: int = _number(1, 1)  # batches whose gradients are added before a step; negatives still come from one batch
     start: str = ''  # folder of a run or a saved model whose weights are the beginning ('': drawn from the seed)

@@ -24,8 +24,11 @@ from .data.expressions import Expression, by_photo
 from .data.photos import read_photo
 from .figures import panel, panel_aspect, show_segmentation, target_of
 from .files import extra
+from .masks import overlay
+from .metrics import measure
 from .model.sag import SaG
 from .predict import RULES, Slots, Trace, as_model, find_masks, find_slots, photo_files, unknown_words
+from .small import samples
 
 # %% ../nbs/71_explore.ipynb #a332482b
 @dataclass(frozen=True)
@@ -34,9 +37,10 @@ class Photo:
     path: Path  # its file
     image_id: int = 0  # its number in its data set, on which the draw depends
     expressions: tuple[Expression, ...] = field(default=(), compare=False, repr=False)  # a data set's, with their ground truth
+    suggested: tuple[str, ...] = field(default=(), compare=False, repr=False)  # words to try on a photo of no data set
 
     @property
-    def sentences(self) -> list[str]: return list(dict.fromkeys(e.sentence for e in self.expressions))
+    def sentences(self) -> list[str]: return list(dict.fromkeys([e.sentence for e in self.expressions] + [*self.suggested]))
 
     def open(self) -> Image.Image:
         "The pixels, RGB. `FileNotFoundError` or `ValueError` name a file that is missing or broken."
@@ -48,9 +52,10 @@ class Photo:
 
 # %% ../nbs/71_explore.ipynb #206b9dbe
 def photos_of(
-    source: str | os.PathLike | Iterable[Expression],  # a photo, a folder of photos, or a data set's expressions
+    source: str | os.PathLike | Iterable[Expression] = '',  # a photo, a folder of photos, or a data set's expressions (default: the package's photos)
 ) -> list[Photo]:  # at least one
     "What there is to look at. `FileNotFoundError` if there is no photo."
+    if source == '': return [Photo(s.path, suggested=s.expressions) for s in samples()]
     if isinstance(source, (str, os.PathLike)): return [Photo(o) for o in photo_files(source)]
     found = [Photo(p, es[0].image_id, tuple(es)) for p, es in by_photo(source).items()]
     if not found: raise FileNotFoundError('no photo in an empty data set; give expressions, a photo or a folder')
@@ -83,6 +88,14 @@ class Explorer:
         "The figure of `show_trace`; the same arguments give the same figure."
         return show_trace(self.trace(photo, expression, draw, **kw), expression, photo.target(expression))
 
+    def first_hit(self, photos: Sequence[Photo], iou: float = .5) -> tuple[Photo, str]:
+        "The first expression whose mask fits its ground truth, of 24 photos at most; the very first if none does, or none has a mask."
+        for photo in photos[:24]:
+            masks = {s: m for s in photo.sentences if getattr(m := photo.target(s), 'ndim', 0) == 2}
+            for s, m in masks.items():
+                if measure(self.trace(photo, s).masks[0], m)['iou'][0] >= iou: return photo, s
+        return photos[0], next(iter(photos[0].sentences), '')
+
 # %% ../nbs/71_explore.ipynb #f9711db6
 def show_trace(
     t: Trace,  # of one expression
@@ -110,16 +123,17 @@ def png(
 # %% ../nbs/71_explore.ipynb #b4b99843
 def _controls(
     photos: Sequence[Photo],  # to choose from
+    first: Photo,  # shown at the beginning
+    said: str,  # about it
 ) -> dict[str, Any]:  # widget by name
     "The widgets of `explore`, not yet connected."
     w = extra('ipywidgets', 'demo')
     def made(cls: str, name: str, width: str, **kw: Any) -> Any:
         return getattr(w, cls)(description=name, layout=w.Layout(width=width, max_width='98%'), style=dict(description_width='6em'), **kw)
-    said, hint = photos[0].sentences, 'such as: the left dog'
     return dict(
-        photo=made('Dropdown', 'photo', '26em', options=[(p.path.name, p) for p in photos]),
+        photo=made('Dropdown', 'photo', '26em', options=[(p.path.name, p) for p in photos], value=first),
         upload=w.FileUpload(description='upload', accept='image/*', multiple=True),
-        expression=made('Combobox', 'expression', '34.6em', options=said, value=said[0] if said else '', placeholder=hint),
+        expression=made('Combobox', 'expression', '34.6em', options=first.sentences, value=said, placeholder='such as: the left dog'),
         draw=made('BoundedIntText', 'draw', '11em', max=9999),
         rule=made('Dropdown', 'rule', '14em', options=RULES),
         threshold=made('FloatSlider', 'threshold', '22em', value=.5, min=.05, max=.95, step=.05, readout_format='.2f'))
@@ -128,12 +142,12 @@ def _controls(
 
 # %% ../nbs/71_explore.ipynb #07838584
 def explore(
-    model: SaG | str | os.PathLike,  # a model, or where one was saved
-    photos: str | os.PathLike | Iterable[Expression],  # see `photos_of`
+    model: SaG | str | os.PathLike = 'small',  # a model, or where one was saved; `small` comes with the package
+    photos: str | os.PathLike | Iterable[Expression] = '',  # see `photos_of`
 ) -> Any:  # a VBox; its `controls` are the widgets by name
-    "A panel to show in a notebook. `ImportError` if ipywidgets is missing."
-    w, explorer = extra('ipywidgets', 'demo'), Explorer(model)
-    c = _controls(photos_of(photos))
+    "A panel to show in a notebook; it begins with an expression that the model finds. `ImportError` if ipywidgets is missing."
+    w, explorer, found = extra('ipywidgets', 'demo'), Explorer(model), photos_of(photos)
+    c = _controls(found, *explorer.first_hit(found))
     picture, said = w.Image(format='png', layout=w.Layout(max_width='98%', max_height='75vh')), w.HTML()
     def show(_: Any = None) -> None:
         kw = {k: c[k].value for k in ('photo', 'expression', 'draw', 'rule', 'threshold')}
@@ -172,22 +186,23 @@ def _connect(
 # %% ../nbs/71_explore.ipynb #7b2ebde0
 def gradio_app(
     model: SaG | str | os.PathLike = 'small',  # a model, or where one was saved; `small` comes with the package
-    examples: Sequence[tuple[str, str]] = (),  # pairs of a photo's file and an expression, offered below the form
+    photos: str | os.PathLike | Iterable[Expression] = '',  # see `photos_of`; four of them are offered below the form
 ) -> Any:  # a gradio Interface, to be launched
     "A page to try a model. `ImportError` if gradio is missing."
     gr, explorer = extra('gradio', 'demo'), Explorer(model)
-    def show(path: str | None, expression: str, draw: int, rule: str, threshold: float) -> Any:
-        if not path or not expression.strip(): return None, None, ''
+    offered = [(str(p.path), s) for p in photos_of(photos)[:4] for s in p.sentences[:1]]
+    def show(path: str | None, expression: str, threshold: float = .5, rule: str = 'relevance', draw: int = 0) -> Any:
+        if not path or not expression.strip(): return None, '', None, None
         photo, kw = Photo(Path(path)), dict[str, Any](draw=int(draw), rule=rule, threshold=threshold)
-        try:
-            mask = Image.fromarray(explorer.trace(photo, expression, **kw).masks[0].numpy()).convert('L')
-            return Image.open(BytesIO(png(explorer.look(photo, expression, **kw)))), mask, explorer.unknown(expression)
+        try: t, how = explorer.trace(photo, expression, **kw), explorer.look(photo, expression, **kw)
         except (ValueError, OSError) as e: raise gr.Error(str(e)) from None
-    fields = [
-        gr.Image(type='filepath', label='photo', height=300), gr.Textbox(label='expression', placeholder='the left dog'),
-        gr.Number(0, label='draw', precision=0, minimum=0), gr.Radio(list(RULES), value='relevance', label='rule'),
-        gr.Slider(.05, .95, .5, step=.05, label='threshold')]
-    shown = [gr.Image(format='png', label='figure', buttons=['fullscreen', 'download']), gr.Image(format='png', label='mask', buttons=['download']),
-             gr.Textbox(label='note', interactive=False)]
-    return gr.Interface(show, fields, shown, title='Shatter and Gather', examples=[[*e, 0, 'relevance', .5] for e in examples] or None,
+        mask = t.masks[0].numpy()
+        return overlay(t.photo, mask, light=t.scores[0]), explorer.unknown(expression), Image.fromarray(mask).convert('L'), Image.open(BytesIO(png(how)))
+    def picture(label: str, **kw: Any) -> Any: return gr.Image(format='png', label=label, buttons=['fullscreen', 'download'], height=320, **kw)
+    asked = [gr.Image(type='filepath', label='photo', height=320), gr.Textbox(label='expression', placeholder='the left dog')]
+    more = [gr.Slider(.05, .95, .5, step=.05, label='threshold of the mask'), gr.Radio(list(RULES), value='relevance', label='rule of inference'),
+            gr.Number(0, label='draw of the slots', precision=0, minimum=0)]
+    shown = [picture('found'), gr.Textbox(show_label=False, interactive=False, placeholder='words that the model does not know are named here'),
+             picture('mask, to download'), picture('how it was found', show_label=False)]
+    return gr.Interface(show, asked, shown, additional_inputs=more, title='Shatter and Gather', examples=[[*o] for o in offered],
                         live=True, flagging_mode='never', show_progress='minimal', analytics_enabled=False)

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['PREC', 'MEANS', 'as_stack', 'count_pixels', 'pixel_counts', 'check_pair', 'measure', 'ratios', 'aggregate',
-           'SegmentationMetrics', 'box_mask', 'pointing_in_box', 'generalised', 'photo_draws', 'bootstrap']
+__all__ = ['PREC', 'MEANS', 'as_stack', 'count_pixels', 'at_least', 'pixel_counts', 'check_shapes', 'read_counts', 'measures',
+           'measure', 'ratios', 'aggregate', 'SegmentationMetrics', 'box_mask', 'pointing_in_box', 'generalised',
+           'photo_draws', 'bootstrap']
 
 # %% ../nbs/42_metrics.ipynb #10bfefae
 def as_stack(
@@ -27,41 +28,67 @@ def as_stack(
 # %% ../nbs/42_metrics.ipynb #585b0f4f
 def count_pixels(
     maps: Tensor,           # (T,H,W) bool
-) -> np.ndarray:            # (T,) integers
+) -> Tensor:                # (T,) long, where the maps are
     "True pixels of each map. On the CPU NumPy counts them, 100 times as fast as torch sums booleans."
-    if maps.device.type == 'cpu': return np.array([np.count_nonzero(m) for m in maps.numpy()])
-    return maps.sum((1, 2)).cpu().numpy()
+    if maps.device.type == 'cpu': return torch.tensor([np.count_nonzero(m) for m in maps.numpy()])
+    return maps.sum((1, 2))
+
+def at_least(
+    score: Tensor,          # (T,H,W)
+    level: Any,             # a number, or a tensor that broadcasts
+) -> Tensor:                # (T,H,W) bool
+    "`score >= level`. On the CPU NumPy compares, ten times as fast as torch."
+    if score.device.type != 'cpu' or score.dtype not in (torch.float32, torch.float64): return score >= level
+    return torch.from_numpy(score.numpy() >= (level.numpy() if isinstance(level, Tensor) else level))
 
 # %% ../nbs/42_metrics.ipynb #08533fad
 def pixel_counts(
     score: Tensor,              # (T,H,W) bool mask, or float score in [0,1]
     target: Tensor,             # (T,H,W) bool ground truth
     threshold: float = .5,      # mask = score ≥ threshold
-) -> dict[str, np.ndarray]:     # five (T,) integer arrays
+) -> dict[str, Tensor]:         # five counts (T,), and the lowest and highest score, where the scores are
     "Pixels of the mask, the target, both, and of the score's maximum: all of it, and inside the target (paper, inference and evaluation)."
-    mask = score if score.dtype == torch.bool else score >= threshold
-    peak = score == (score.any(2).any(1)[:, None, None] if score.dtype == torch.bool else score.amax((1, 2), keepdim=True))
-    parts = dict(mask=mask, target=target, intersection=mask & target, peak=peak, peak_inside=peak & target)
-    return {k: count_pixels(v) for k, v in parts.items()}
+    hard = score.dtype == torch.bool
+    mask = score if hard else at_least(score, threshold)
+    n = count_pixels(mask)
+    low, high = (torch.zeros_like(n), n.clamp(max=1)) if hard else (f(score.flatten(1), 1) for f in (torch.amin, torch.amax))
+    peak = (mask | (n == 0)[:, None, None]) if hard else at_least(score, high[:, None, None])  # of an empty mask, every pixel
+    parts = dict(target=target, intersection=mask & target, peak=peak, peak_inside=peak & target)
+    return dict(mask=n, low=low, high=high) | {k: count_pixels(v) for k, v in parts.items()}
 
 # %% ../nbs/42_metrics.ipynb #34270e46
-def check_pair(
-    score: Tensor,              # (T,H,W) bool or float
-    target: Tensor,             # (T,H,W) bool
-    ids: Sequence[Any],         # T names for the error messages
+def check_shapes(
+    score: Tensor,              # (T,H,W)
+    target: Tensor,             # (T,H,W)
+    ids: Sequence[Any],         # T names for the error message
 ) -> None:
-    "Raise `ValueError` where the shapes differ, a target is empty, or a score is not in [0,1]."
+    "`ValueError` where the shapes differ."
     if score.ndim != 3 or score.shape != target.shape:
         raise ValueError(f'expression {ids[0]}: the prediction is {tuple(score.shape)} and the target {tuple(target.shape)} (a leading 1 '
                          'is added to a single map); bring the score to the size of the annotation, and update once for each expression')
-    empty = [i for i, n in zip(ids, count_pixels(target), strict=True) if not n]
+
+def read_counts(
+    counts: Mapping[str, Tensor],   # of `pixel_counts`
+    ids: Sequence[Any],             # T names for the error messages
+) -> dict[str, np.ndarray]:         # the same, as arrays (T,)
+    "The counts as numbers. `ValueError` where a target is empty, or a score is not in [0,1]."
+    n = {k: v.cpu().numpy() for k, v in counts.items()}
+    empty = [i for i, pixels in zip(ids, n['target'], strict=True) if not pixels]
     if empty: raise ValueError(f'the ground truth of expression {empty[0]} has no pixel; correct or drop this sample, it cannot be measured')
-    if score.dtype == torch.bool: return
-    lo, hi = float(score.min()), float(score.max())
-    if not (lo >= 0 and hi <= 1):
-        raise ValueError(f'expression {ids[0]}: scores must lie in [0, 1], these run from {lo:g} to {hi:g}; scale them or give a bool mask')
+    low, high = n['low'].min(), n['high'].max()
+    if low >= 0 and high <= 1: return n
+    raise ValueError(f'expression {ids[0]}: scores must lie in [0, 1], these run from {low:g} to {high:g}; scale them or give a bool mask')
 
 # %% ../nbs/42_metrics.ipynb #1f494b3c
+def measures(
+    n: Mapping[str, np.ndarray],    # of `read_counts`
+) -> dict[str, np.ndarray]:         # (T,) arrays: intersection, union, iou, precision, recall, pointing
+    "Counts as ratios."
+    union = n['mask'] + n['target'] - n['intersection']
+    return dict(intersection=n['intersection'], union=union, iou=n['intersection'] / union,
+                precision=n['intersection'] / np.maximum(n['mask'], 1), recall=n['intersection'] / n['target'],
+                pointing=n['peak_inside'] / n['peak'])
+
 def measure(
     score: Any,                         # (H,W) or (T,H,W) bool masks, or scores in [0,1]
     target: Any,                        # the same shape; anything but 0 is the referent
@@ -70,12 +97,9 @@ def measure(
 ) -> dict[str, np.ndarray]:             # (T,) arrays: intersection, union, iou, precision, recall, pointing
     "The measures of each expression. `ValueError` names the expression whose target is empty or of another shape."
     score, target = as_stack(score), as_stack(target).bool()
-    check_pair(score, target, range(len(score)) if ids is None else ids)
-    n = pixel_counts(score, target.to(score.device), threshold)
-    union = n['mask'] + n['target'] - n['intersection']
-    return dict(intersection=n['intersection'], union=union, iou=n['intersection'] / union,
-                precision=n['intersection'] / np.maximum(n['mask'], 1), recall=n['intersection'] / n['target'],
-                pointing=n['peak_inside'] / n['peak'])
+    ids = range(len(score)) if ids is None else ids
+    check_shapes(score, target, ids)
+    return measures(read_counts(pixel_counts(score, target.to(score.device), threshold), ids))
 
 # %% ../nbs/42_metrics.ipynb #97888afd
 PREC = {f'prec@.{i}': i / 10 for i in range(5, 10)}                           # Prec@X counts an expression with IoU ≥ X (LAVT)

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import lru_cache
+from http.client import HTTPException
 from itertools import islice
 from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
-from urllib.request import urlopen
 
 import numpy as np
 import torch
@@ -24,17 +24,20 @@ from PIL import Image
 from torch import Tensor, nn
 
 from .data.batches import at_least_float32, image_transform, load_tokenizer, pad, text_limit, tokenize, tokenizer_of
-from .data.photos import read_photo, upright
+from .data.download import open_web as urlopen
+from .data.photos import MAX_PIXELS, read_photo, to_rgb, upright
+from .distribute import autocast, full_precision, precision_here
 from .masks import Segments
 from .model.sag import SaG
+from .model.student import logits
 from .place import placed
 from .released import load_released
 
 # %% auto #0
-__all__ = ['RULES', 'PRECISIONS', 'SUFFIXES', 'weigh', 'segment_scores', 'min_max', 'full_size', 'slot_noise', 'encode_draws',
+__all__ = ['RULES', 'SUFFIXES', 'weigh', 'segment_scores', 'min_max', 'full_size', 'slot_noise', 'encode_draws',
            'evaluation_mode', 'as_photo', 'photo_files', 'as_sentences', 'unknown_words', 'check_words', 'as_model',
-           'Slots', 'find_slots', 'encode_sentences', 'relevance_of', 'Trace', 'find_masks', 'trace', 'segment_many',
-           'segment']
+           'Slots', 'find_slots', 'encode_sentences', 'relevance_of', 'patch_scores', 'Trace', 'find_masks', 'trace',
+           'segment_many', 'segment']
 
 # %% ../nbs/44_predict.ipynb #0480c74f
 RULES = ('relevance', 'avg', 'max', 'min')
@@ -57,18 +60,22 @@ def segment_scores(
     rule: str = 'relevance',    # one of `RULES`
 ) -> Tensor:                    # (T,h,w)
     "Σₖ weightₖ · mapₖ on the patch grid (paper, inference and evaluation)."
-    return torch.einsum('tk,khw->thw', weigh(relevance, rule), slot_maps)
+    with full_precision(slot_maps.device): return torch.einsum('tk,khw->thw', weigh(relevance, rule), slot_maps)
 
 # %% ../nbs/44_predict.ipynb #e38d0a4a
 def min_max(
     score: Tensor,              # (T,H,W)
     rounding: float = 1e-5,     # a range below this share of the largest value counts as none
 ) -> Tensor:                    # (T,H,W) in [0,1]; all 0 where the score is constant
-    "Stretch each map to [0, 1]. `ValueError` where a score is not finite, which means that training diverged."
-    lo, hi = score.amin((1, 2), keepdim=True), score.amax((1, 2), keepdim=True)
-    if not torch.isfinite(lo + hi).all(): raise ValueError('a score is not finite: the model has diverged, its weights hold NaN')
+    "Stretch each map to [0, 1]. On the CPU a score that is not finite, because training diverged, is a `ValueError`; a GPU would wait, so NaN stays NaN there."
+    lo, hi = (f(score.flatten(1), 1)[:, None, None] for f in (torch.amin, torch.amax))
+    if score.device.type == 'cpu': _check_finite(lo + hi)
     flat = hi - lo <= rounding * torch.maximum(lo.abs(), hi.abs())
     return (score - lo).div_(torch.where(flat, torch.inf, hi - lo))
+
+def _check_finite(x: Tensor) -> Tensor:
+    if not x.isfinite().all(): raise ValueError('a score is not finite: the model has diverged, its weights hold NaN')
+    return x
 
 # %% ../nbs/44_predict.ipynb #6c338b62
 def full_size(
@@ -107,20 +114,17 @@ def encode_draws(
         yield draw, out
 
 # %% ../nbs/44_predict.ipynb #e673cf47
-PRECISIONS = {'fp32': torch.float32, 'fp16': torch.float16, 'bf16': torch.bfloat16}
-
 @contextmanager
 def evaluation_mode(
     model: nn.Module,       # any module
     device: Any = None,     # where to compute; default where the model is
-    precision: str = '',    # fp32, fp16 or bf16 (autocast); default as the weights are
+    precision: str = '',    # fp32, fp16, bf16 or auto, see `precision_here`; default as the weights are
 ) -> Iterator[Any]:         # the device
     "No gradients, no dropout; afterwards every part has the mode it had. `ValueError` for an unknown precision."
-    if precision and precision not in PRECISIONS: raise ValueError(f'precision={precision!r}; choose {", ".join(PRECISIONS)}')
+    where = device or next(model.parameters(), torch.empty(0)).device
+    cast = autocast(precision_here(precision, where), where)
     modes = {m: m.training for m in model.modules()}
     if device is not None: model.to(device)
-    where = device or next(model.parameters(), torch.empty(0)).device
-    cast = torch.autocast(torch.device(where).type, PRECISIONS[precision]) if precision in ('fp16', 'bf16') else nullcontext()
     model.eval()
     try:
         with torch.no_grad(), cast: yield where
@@ -135,12 +139,21 @@ def _fetch_photo(
     "A photo from the web. `ValueError` names an address that does not answer, or that sends too much or no photo."
     try:
         with urlopen(url, timeout=30) as answer: data = answer.read(most + 1)
-    except OSError as e: raise ValueError(f'{url} cannot be fetched: {e}') from None
+    except (OSError, ValueError, HTTPException) as e: raise ValueError(f'{url} cannot be fetched: {e}') from None
     if len(data) > most: raise ValueError(f'{url} is larger than {most:,} bytes; download it, and pass the file')
     with TemporaryDirectory() as d:
         (file := Path(d, 'photo')).write_bytes(data)
         try: return read_photo(file)
         except ValueError as e: raise ValueError(str(e).replace(str(file), url)) from None
+
+def _given(
+    picture: Image.Image,       # of any mode
+) -> Image.Image:               # RGB, upright
+    "A picture that is in memory already; `ValueError` if it has no pixels, too many, or if they cannot be decoded."
+    if not 0 < picture.width * picture.height <= MAX_PIXELS:
+        raise ValueError(f'a photo of {picture.width}×{picture.height}; 1 to {MAX_PIXELS:,} pixels are possible')
+    try: return to_rgb(upright(picture))
+    except Exception as e: raise ValueError(f'the photo cannot be decoded ({e or type(e).__name__})') from e     # whatever a decoder meets
 
 def as_photo(
     image: Any,             # path, PIL image, uint8 array (H,W), (H,W,3) or (H,W,4), or tensor (3,H,W): uint8, or float in [0,1]
@@ -151,12 +164,12 @@ def as_photo(
         if urls: return _fetch_photo(image)
         raise ValueError(f'{image} is an address; pass urls=True to fetch it')
     if isinstance(image, (str, PathLike)): return read_photo(image)
-    if isinstance(image, Image.Image): return upright(image, None).convert('RGB')
+    if isinstance(image, Image.Image): return _given(image)
     if isinstance(image, Tensor) and image.ndim == 3 and len(image) in (1, 3):
         image = image.detach().cpu().permute(1, 2, 0).expand(-1, -1, 3)
         if image.is_floating_point() and 0 <= image.min() and image.max() <= 1: image = image.mul(255).round().byte()
     a = np.asarray(image)
-    if a.dtype == np.uint8 and a.size and (a.ndim == 2 or (a.ndim == 3 and a.shape[2] in (3, 4))): return Image.fromarray(a).convert('RGB')
+    if a.dtype == np.uint8 and a.size and (a.ndim == 2 or (a.ndim == 3 and a.shape[2] in (3, 4))): return _given(Image.fromarray(a))
     raise TypeError('a photo is a path, a PIL image, a uint8 array (H,W), (H,W,3|4) or a tensor (3,H,W), '
                     f'not {type(image).__name__} {a.dtype} {a.shape}')
 
@@ -166,7 +179,8 @@ SUFFIXES = {'.jpg', '.jpeg', '.png', '.webp', '.bmp', '.tif', '.tiff'}
 def photo_files(
     source: str | PathLike,     # a photo's file, or a folder
 ) -> list[Path]:                # at least one
-    "The photos of a folder at any depth, by name, or the one file. `FileNotFoundError` if there is none."
+    "The photos of a folder at any depth, by name, or the one file. `FileNotFoundError` if there is none, `ValueError` for an address."
+    if str(source).startswith(('http://', 'https://')): raise ValueError(f'{source} is an address; pass urls=True (--urls) to fetch it')
     path = Path(source)
     found = sorted(o for o in path.rglob('*') if o.suffix.lower() in SUFFIXES and o.is_file()) if path.is_dir() else [path] * path.is_file()
     if not found: raise FileNotFoundError(f'no photo in {str(source)!r}; give a photo, or a folder with photos ({" ".join(sorted(SUFFIXES))})')
@@ -217,6 +231,9 @@ def as_model(
     "The model, loaded if need be; see `SaG.from_pretrained` and `load_released` for what they raise."
     if not isinstance(model, (str, PathLike)): return model
     where = str(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
+    try: torch.ones(1, device=where).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as e:
+        raise ValueError(f'device={where!r} is not to be had: {str(e).splitlines()[0][:200]}') from None
     if str(model) == 'small': return _packaged(where)
     if not str(model).endswith('.tar'): return SaG.from_pretrained(str(model)).to(where)
     net, _ = load_released(str(model))
@@ -229,6 +246,7 @@ class Slots(NamedTuple):
     photo: Image.Image      # RGB
     slots: Tensor           # (1,K,D)
     slot_maps: Tensor       # (K,h,w) share of each patch that each slot holds
+    features: Tensor        # (N,C) of the backbone
 
 def find_slots(
     image: Any,                         # see `as_photo`
@@ -242,7 +260,7 @@ def find_slots(
     transform = image_transform(net.config.image_size, net.config.image_mean, net.config.image_std)
     with evaluation_mode(net, device) as where:
         _, out = next(encode_draws(net, transform(photo)[None].to(where), [image_id], [draw]))
-    return Slots(photo, out.slots, at_least_float32(out.slot_maps[0]))
+    return Slots(photo, out.slots, at_least_float32(out.slot_maps[0]), out.features[0])
 
 # %% ../nbs/44_predict.ipynb #80b59795
 def encode_sentences(
@@ -271,7 +289,26 @@ def relevance_of(
     def find(things: list[str]) -> Tensor:
         ids, mask = pad(tokenize(things, tok), tok.pad_token_id or 0)
         return at_least_float32(model.relevance(slots, model.encode_text(ids.to(slots.device), mask.to(slots.device)))[0])
-    return placed(at_least_float32(model.relevance(slots, text)[0]), sentences, slot_maps, strength, find if tok else None)
+    relevance = at_least_float32(model.relevance(slots, text)[0])
+    with full_precision(slots.device): return placed(relevance, sentences, slot_maps, strength, find if tok else None)
+
+# %% ../nbs/44_predict.ipynb #6f47c5ce
+def patch_scores(
+    model: Any,                 # config, and the student if there is one
+    relevance: Tensor,          # (T,K) of `relevance_of`
+    slot_maps: Tensor,          # (K,h,w)
+    features: Tensor,           # (N,C) of the same photo
+    sentences: Sequence[str],   # T expressions
+    rule: str = 'relevance',    # one of `RULES`; the others look at slots alone
+    tokenizer: Any = None,      # default: the model's own
+) -> Tensor:                    # (T,h,w)
+    "Scores on the patch grid: of the slots, or of slots and student."
+    score, share = segment_scores(relevance, slot_maps, rule), getattr(model.config, 'student', 0.)
+    if not share or rule != 'relevance': return score
+    tok = tokenizer or model.tokenizer
+    ids, mask = (o.to(features.device) for o in pad(tokenize(sentences, tok), tok.pad_token_id or 0))
+    own = logits(*model.student(features.unflatten(0, slot_maps.shape[1:])[None], model.text.pooled(ids, mask)))     # (T,h,w)
+    return (1 - share)*min_max(score) + share*min_max(at_least_float32(own).sigmoid())
 
 # %% ../nbs/44_predict.ipynb #90fc9837
 class Trace(NamedTuple):
@@ -294,8 +331,8 @@ def find_masks(
     with evaluation_mode(model) as where:
         text = encode_sentences(model, as_sentences(sentences), tokenizer, where)
         relevance = relevance_of(model, as_sentences(sentences), text, found.slots, found.slot_maps, tokenizer)
-        scores = full_size(segment_scores(relevance, found.slot_maps, rule), found.photo.size[::-1])
-    return Trace(found.photo, *(o.cpu() for o in (found.slot_maps, relevance, scores, scores >= threshold)))
+        scores = full_size(patch_scores(model, relevance, found.slot_maps, found.features, as_sentences(sentences), rule, tokenizer), found.photo.size[::-1])
+    return Trace(found.photo, found.slot_maps.cpu(), relevance.cpu(), _check_finite(scores.cpu()), (scores >= threshold).cpu())
 
 # %% ../nbs/44_predict.ipynb #bde37cb2
 @delegates(find_masks)
@@ -326,9 +363,9 @@ def _segment_batch(
     transform, scores = image_transform(c.image_size, c.image_mean, c.image_std), [list[Tensor]() for _ in photos]
     with evaluation_mode(net, device, precision) as where:
         for _, out in encode_draws(net, torch.stack([transform(p) for p in photos]).to(where), [0] * len(photos), draws):
-            for slots, maps, photo, found in zip(out.slots, at_least_float32(out.slot_maps), photos, scores, strict=True):
+            for slots, maps, features, photo, found in zip(out.slots, at_least_float32(out.slot_maps), out.features, photos, scores, strict=True):
                 relevance = relevance_of(net, said, text, slots[None], maps, tokenizer)
-                found.append(full_size(segment_scores(relevance, maps, rule), photo.size[::-1]).cpu())
+                found.append(_check_finite(full_size(patch_scores(net, relevance, maps, features, said, rule, tokenizer), photo.size[::-1]).cpu()))
     mean = [s[0] if len(s) == 1 else min_max(torch.stack(s).mean(0)) for s in scores]
     names = [str(o) if isinstance(o, (str, PathLike)) else '' for o in images]
     return [Segments(s, s >= threshold, said, p, name) for s, p, name in zip(mean, photos, names, strict=True)]
@@ -344,7 +381,7 @@ def segment_many(
     rule: str = 'relevance',                    # inference rule, see `weigh`
     tokenizer: Any = None,                      # default: the model's own
     device: Any = None,                         # default: where the model is; for one that is loaded, CUDA if there is one
-    precision: str = '',                        # fp32, fp16 or bf16; default as the weights are
+    precision: str = '',                        # fp32, fp16, bf16 or auto; default as the weights are
     urls: bool = False,                         # fetch photos whose address is given
     batch_size: int = 8,                        # photos at once; changes speed and memory, not results
 ) -> Iterator[Segments]:                        # photo by photo
@@ -352,6 +389,7 @@ def segment_many(
     said, numbers = as_sentences(expressions), dict(draws=draws, batch_size=batch_size)
     for k, v in numbers.items():
         if v < 1: raise ValueError(f'{k} must be 1 or more, not {v}')
+        if v > 10_000: raise ValueError(f'{k} must be at most 10,000, not {v}')
     if not 0 <= threshold <= 1: raise ValueError(f'threshold must lie in [0, 1], not {threshold}')
     weigh(torch.ones(1, 1), rule)       # a rule that does not exist
     todo = iter(photo_files(images) if isinstance(images, (str, PathLike)) else images)

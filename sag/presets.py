@@ -26,7 +26,7 @@ _few = dict(train=24, val=6, testA=4, testB=4)
 smoke = change(demo, root='data/smoke', synthetic_args=dict(photos=_few), steps=4, batch_size=8, warmup=2, evaluate_every=2, dim=32, context_dim=32)
 
 # %% ../nbs/01_presets.ipynb #0a06029a
-_released = Recipe(precision='fp16', evaluate_every=5000)
+_released = Recipe(precision='fp16', checkpointing='auto', evaluate_every=5000)
 _frozen = Recipe(
     text_encoder='sentence-transformers/all-MiniLM-L6-v2', text_pooling='mean', freeze_text=True, freeze_image=True, cache_features=True,
     image_standardize=True, dim=128, context_dim=128, slots_per_group=1, dataset='refcoco,refcoco+', group='photo', texts_per_photo=2,
@@ -46,7 +46,7 @@ _lite0_cuts = change(_clusters, **_lite0, image_size=384, image_stride=32, image
 presets: dict[str, Recipe] = {
     'demo': demo, 'smoke': smoke,
     'released': change(
-        _released, dataset='refcoco', groups=12, slots_per_group=3, selection='best_val_miou', evaluate_every=3770, val_photos=0,
+        _released, dataset='refcoco', groups=12, slots_per_group=3, selection='best_val_miou', evaluate_every=3770, val_photos=0, photo_fit=480,
         image_args=dict(img_size=480), position_resize='bilinear', image_norm_eps=1e-5),
     'unc': change(_released, dataset='refcoco'),
     'unc+': change(_released, dataset='refcoco+'),

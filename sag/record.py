@@ -61,23 +61,22 @@ def _read_expressions(
     if odd: raise ValueError(f'{file}: column {odd[0]!r} holds something that is not a number; evaluate again')
     masks, there = {*COLUMNS[6:12]}, {*COLUMNS[6:]} & {*rows}
     if not there or masks & there and masks - there: raise ValueError(f'{file} has only the measures {", ".join(sorted(there)) or "(none)"}; evaluate again')
-    if rows[sorted(there)].isna().all(axis=1).any(): raise ValueError(f'{file} is not whole: a row has no numbers; evaluate again')
+    if rows[sorted(there)].isna().all(axis=1).any(): raise ValueError(f'{file} is incomplete: a row has no numbers; evaluate again')
     counts = rows.groupby(['rule', 'draw']).size().unique().tolist()
-    if counts != [expected]: raise ValueError(f'{file} is not whole: {expected} expressions of each rule and draw wanted, found {counts}; evaluate again')
+    if counts != [expected]: raise ValueError(f'{file} is incomplete: {expected} expressions of each rule and draw wanted, found {counts}; evaluate again')
     return rows
 
 # %% ../nbs/51_record.ipynb #dc796bfa
 BEFORE = dict(cosine_shift=0, last_batch='drop')  # fields that were added later, and what a recipe without them did
 
 # %% ../nbs/51_record.ipynb #438acda6
-def _unmeasured(
-    folder: Path,  # of a run without metrics.json
-) -> str:
+def _unmeasured(folder: Path) -> str:
     "How far such a run came, by the files that are there."
     if any(folder.glob('*.failed.ipynb')): return 'failed'
     trained = (folder/'model.safetensors').exists() and not any(folder.glob('*.running.ipynb'))
     return 'not measured' if trained else 'unfinished'
 
+# %% ../nbs/51_record.ipynb #7c998037
 class Run:
     "A run's folder, read when asked for and written file by file; `Run.open` insists that there is a run."
     def __init__(self, path: str | os.PathLike): self.path = Path(path)
@@ -108,7 +107,7 @@ class Run:
     def recipe(self) -> Recipe:
         "How the model was trained; ValueError if run.json does not say."
         try: return change(Recipe(), **BEFORE | self.record['recipe'])
-        except (KeyError, TypeError) as e: raise ValueError(f'{self.path/"run.json"} holds no recipe that this version can read: {e}') from None
+        except (KeyError, TypeError, ValueError) as e: raise ValueError(f'{self.path/"run.json"} holds no recipe that this version can read: {e}') from None
 
     @property
     def model(self) -> SaG: return SaG.from_pretrained(self.path)  # the selected weights, in evaluation mode
@@ -117,7 +116,7 @@ class Run:
     def train_photos(self) -> list[str]:
         "Keys of the photos trained on (see `sag.data.sets.leak`)."
         file = self.path/'train_photos.txt'
-        return file.read_text(encoding='utf-8').splitlines() if file.exists() else []
+        return file.read_text(encoding='utf-8', errors='replace').splitlines() if file.exists() else []
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -158,7 +157,7 @@ def write_results(
     rows: pd.DataFrame,  # of `sag.evaluate.evaluate`
     **facts: Any,  # what was measured: data set, split, draws, selection rule …
 ) -> None:
-    "metrics.json, with the measures in % by rule beside the facts, and expressions.csv, with a row per rule, draw and expression."
+    "metrics.json, with the measures in % by rule and the facts, and expressions.csv, with a row per rule, draw and expression."
     measures = {str(rule): {k: round(float(v), 4) for k, v in line.items() if v == v} for rule, line in summary(rows).iterrows()}
     once = rows[(rows.rule == rows.rule.iloc[0]) & (rows.draw == rows.draw.iloc[0])]  # numbers of sentences repeat between data sets
     counts = dict(photos=int(once.image_id.nunique()), expressions=len(once))

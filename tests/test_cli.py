@@ -39,15 +39,24 @@ WRONG = {
     'train --preset demo --batch-size 0': 'batch_size=0; choose 1 or more',
     'train --preset demo --selection best': "selection='best'; choose last or best_val_miou",
     'train --freeze-image perhaps': "invalid yes or no value: 'perhaps'",
+    'train --preset demo --draws 0': 'draws=0; choose 1 or more',
+    'evaluate small --shown -1': 'shown=-1; choose 1 or more',
     'train --preset uncc': "no preset is called 'uncc'; there are demo",
     'train --preset unc': '`sag prepare --dataset refcoco --root data --download`',
     'train --preset refcocog_umd --test testA': "refcocog has no split 'testA'; there are train, val, test",
     'train --resume empty': 'empty holds no interrupted run',
+    'sweep {}': 'name a field and the values to try',
     'sweep nothing': "no grid is called 'nothing'",
+    'sweep losses --preset gref': "refcocog has no split 'testA'; there are train, val",
+    'sweep losses --preset unc --dry-run': '`sag prepare --dataset refcoco --root data --download`',
+    'evaluate small --dataset=': 'this is no run; name a data set',
     'predict photo.jpg': 'say what to look for',
     'predict photo.jpg left dog': 'in quotes: "left dog"',
     'predict none.jpg dog': "no photo in 'none.jpg'",
     'predict broken.jpg dog --model empty': 'empty',
+    'predict photo.jpg -e dog --device tpu': "device='tpu' is not to be had",
+    'predict photo.jpg -e dog --draws 999999999': 'draws must be at most 10,000',
+    'predict http://[x -e dog --urls': 'http://[x cannot be fetched',
     'evaluate nowhere/at/all': 'neither a file or folder nor a hub id',
     'prepare --dataset coco': "no data set is called 'coco'; there are refcoco",
     'report empty': 'empty',
@@ -126,6 +135,11 @@ def test_closed_and_full_output_is_no_error(command, folder):
     for end in ('| head -1', '>/dev/full', '>&-', '2>&-', '>&- 2>&-'):
         done = shell(f'set -o pipefail; sag {command} {end}')
         assert done.returncode == 0 and 'Traceback' not in done.stderr and 'Exception ignored' not in done.stderr, (end, done)
+
+
+def test_what_the_terminal_cannot_write_is_a_question_mark(folder):
+    done = shell('export PYTHONIOENCODING=ascii; sag prepare --dataset ☃; sag --help')
+    assert done.returncode == 0 and "no data set is called '?'" in done.stderr and 'usage: sag' in done.stdout and 'Traceback' not in done.stderr
 
 
 def test_weights_have_ordinary_permissions(tmp_path):

@@ -2,6 +2,7 @@
 import copy
 import io
 import json
+import os
 import pickle
 import random
 import warnings
@@ -95,6 +96,35 @@ def test_annotations(tmp_path, scenes, seed):
         tried(lambda: used(load_refer(root)), str(root), '.jpg')
         prepared_file(root, 'refcoco', 'unc').unlink(missing_ok=True)
         tried(lambda: used(prepare_table('refcoco', root)), str(root), '.jpg')
+
+LAUGHS: list = []
+for _ in range(60): LAUGHS = [LAUGHS, LAUGHS]  # as text, longer than any memory; 400 bytes as a pickle
+
+@pytest.mark.parametrize('field', ['', 'ref_id', 'ann_id', 'image_id', 'category_id', 'split', 'sentences', 'sent', 'sent_id'])
+def test_a_value_too_long_to_print(tmp_path, scenes, field):
+    folder, refs, _ = annotations(scenes)
+    (tmp_path/'coco').symlink_to(scenes/'coco')
+    (tmp_path/'refer/refcoco').mkdir(parents=True)
+    (tmp_path/'refer/refcoco/instances.json').symlink_to(folder/'instances.json')
+    ref, sentence = dict(refs[0]), dict(refs[0]['sentences'][0])
+    if field in sentence: ref['sentences'] = [sentence | {field: LAUGHS}]
+    elif field: ref[field] = LAUGHS
+    (tmp_path/'refer/refcoco/refs(unc).p').write_bytes(pickle.dumps([ref] if field else dict(a=LAUGHS)))
+    assert bool(tried(lambda: used(load_refer(tmp_path)), str(tmp_path))) == (field == 'category_id')
+
+@pytest.mark.parametrize('kind', ['folder', 'pipe', 'device'])
+@pytest.mark.parametrize('name', ['refs(unc).p', 'instances.json', 'captions.csv', 'refcoco-unc.arrow'])
+def test_what_is_no_file(tmp_path, kind, name):
+    (tmp_path/'refer/refcoco').mkdir(parents=True)
+    (tmp_path/'prepared').mkdir()
+    for n in ('refs(unc).p', 'instances.json'): (tmp_path/'refer/refcoco'/n).write_text('{}')
+    path = tmp_path/(f'refer/refcoco/{name}' if name[0] in 'ri' and name[-1] != 'w' else f'prepared/{name}' if name[-1] == 'w' else name)
+    path.unlink(missing_ok=True)
+    make = dict(folder=path.mkdir, pipe=lambda: os.mkfifo(path), device=lambda: path.symlink_to('/dev/zero'))
+    make[kind]()
+    with pytest.raises((ValueError, FileNotFoundError), match='is a folder, a pipe or a device|no whole pickle|no captions.csv|no folder of photos'):
+        load_captions(tmp_path) if 'csv' in name else load('refcoco', tmp_path)
+
 
 @pytest.mark.parametrize('seed', range(4))
 def test_damaged_annotation_files(tmp_path, scenes, seed):

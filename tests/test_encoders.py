@@ -4,7 +4,7 @@ import logging
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from sag.config import SaGConfig
 from sag.data.batches import text_limit
@@ -67,11 +67,19 @@ def test_weights_file_that_does_not_fit(file, message, tmp_path):
     with pytest.raises(ValueError, match=message): ImageEncoder(SaGConfig(image_encoder='resnet18', image_size=64), str(path))
 
 
-def test_prefix_is_stripped_and_said(tmp_path, caplog):
+@pytest.mark.parametrize('prefix', ['backbone.', 'module.encoder_q.', '_orig_mod.module.visual.trunk.'])
+def test_prefix_is_stripped_and_said(tmp_path, caplog, prefix):
     own = timm.create_model('resnet18').state_dict()
-    save_file({f'backbone.{n}': w for n, w in own.items()} | {'head.weight': torch.ones(3)}, tmp_path/'w.safetensors')
+    save_file({f'{prefix}{n}': w for n, w in own.items()} | {'head.weight': torch.ones(3)}, tmp_path/'w.safetensors')
     with caplog.at_level(logging.WARNING): encoder = ImageEncoder(SaGConfig(image_encoder='resnet18', image_size=64), str(tmp_path/'w.safetensors'))
-    assert "prefix 'backbone.'" in caplog.text and encoder.backbone.conv1.weight.equal(own['conv1.weight'])
+    assert f'prefix {prefix!r}' in caplog.text and encoder.backbone.conv1.weight.equal(own['conv1.weight'])
+
+
+def test_two_models_in_a_file_are_not_guessed(tmp_path):
+    own = timm.create_model('resnet18').state_dict()
+    save_file({f'{who}.{n}': w.clone() for who in ('student', 'teacher') for n, w in own.items()}, tmp_path/'w.safetensors')
+    with pytest.raises(ValueError, match="several such models, '(student|teacher).' and"):
+        ImageEncoder(SaGConfig(image_encoder='resnet18', image_size=64), str(tmp_path/'w.safetensors'))
 
 
 def test_a_weights_file_leaves_the_random_state(tmp_path):
@@ -88,6 +96,12 @@ def test_a_weights_file_leaves_the_random_state(tmp_path):
     dict(pretrained=True), dict(pretrained_cfg=dict(url='http://127.0.0.1:9/x')), dict(pretrained_cfg_overlay=dict(url='x')), dict(checkpoint_path='/x')])
 def test_image_args_cannot_name_weights(args):
     with pytest.raises(ValueError, match='image_args may not hold'): ImageEncoder(SaGConfig(image_encoder='resnet18', image_args=args))
+
+
+@pytest.mark.parametrize('args', [
+    dict(num_heads=0), dict(patch_size=0), dict(depth=-1, embed_dim=-3), dict(surprise=1), dict(embed_dim='x'), dict(act_layer='x')])
+def test_image_args_that_build_nothing(args):
+    with pytest.raises(ValueError, match='cannot be built for|does not take'): ImageEncoder(SaGConfig(image_encoder='vit_tiny_patch16_224', image_args=args))
 
 
 @pytest.mark.parametrize('name, message', [
@@ -144,6 +158,9 @@ def test_text_half_of_two_towers(whole, part, tmp_path):
 
 @pytest.mark.parametrize('args, message', [
     (dict(model_type='gpt2'), "type 'gpt2' are not supported"), (dict(model_type='xlnet'), "type 'xlnet'"),
+    (dict(model_type='nope'), "no text encoder .ValueError: Unrecognized model identifier: nope"),
+    (dict(hidden_act='os'), "no text encoder .KeyError: 'os'"),
+    (dict(num_attention_heads=7), 'describe no text encoder .ValueError'), (dict(hidden_size='x'), 'describe no text encoder'),
     (dict(auto_map={'AutoModel': 'x.Y'}), "may not hold 'auto_map'"), (dict(attn_implementation='somebody/kernel'), "may not hold 'attn_implementation'")])
 def test_unsupported_text_encoders(args, message):
     with pytest.raises(ValueError, match=message): text_backbone(SaGConfig(text_args=args), 'random')
@@ -155,7 +172,12 @@ def test_text_weights_that_do_not_fit(tmp_path):
     from transformers import BertConfig, BertModel
     BertModel(BertConfig(**BERT | dict(num_hidden_layers=1))).save_pretrained(tmp_path)
     settings = json.loads((tmp_path/'config.json').read_text())
+    state = load_file(tmp_path/'model.safetensors')
+    save_file({n: w*torch.nan if 'word_embeddings' in n else w for n, w in state.items()}, tmp_path/'model.safetensors', dict(format='pt'))
+    with pytest.raises(ValueError, match='lacks 1 weights: embeddings.word_embeddings.weight .not finite'):
+        text_backbone(SaGConfig(text_encoder=str(tmp_path)), 'pretrained')
     (tmp_path/'config.json').write_text(json.dumps(settings | dict(num_hidden_layers=2)))
+    save_file(state, tmp_path/'model.safetensors', dict(format='pt'))
     with pytest.raises(ValueError, match='lacks 16 weights: encoder.layer.1'): text_backbone(SaGConfig(text_encoder=str(tmp_path)), 'pretrained')
     with pytest.raises(OSError, match='could not be loaded'): text_backbone(SaGConfig(text_encoder=str(tmp_path/'no such folder')), 'pretrained')
 

@@ -1,16 +1,24 @@
 """What a GPU would stumble over, found without one: the model, its losses, evaluation and prediction on fake CUDA tensors.
 
 A tensor left on the CPU raises at once, and so does a read-back (`.item()`, `.cpu()`, `if tensor:`) in the middle of a step: fake tensors hold no numbers.
-The backward pass needs a real CUDA context, so it is not part of this. What does wait for the GPU, on purpose: the finite check of `min_max` (once a
-photo), `Recall`, which looks token ids up on the CPU (once a batch, frozen text encoders only), and a history's row (every few steps)."""
+The backward pass needs a real CUDA context, so it is not part of this. What does wait for the GPU, on purpose: a batch of an evaluation when all its numbers
+have been asked for, a photo's mask on its way to the CPU, words of order ("second from left") once an expression, and a history's rows every 20 steps."""
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode, unset_fake_temporarily
+from torch.amp import GradScaler
 
-from sag.config import SaGConfig
+from sag.config import Recipe, SaGConfig
+from sag.data.batches import Batch
+from sag.data.expressions import Expression
+from sag.evaluate import BLIND, MEAN, ORACLE, TRIVIAL, Truth, _batch_counts
 from sag.losses import contrastive_loss, reconstruction_loss
 from sag.model.sag import SaG
-from sag.predict import RULES, encode_draws, segment_scores
+from sag.predict import RULES, encode_draws, full_size, relevance_of, segment_scores
+from sag.train import optimizer, repeated, update
 
 TEXT = dict(vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, max_position_embeddings=16)
 BASE = dict(
@@ -58,14 +66,50 @@ def test_a_step_stays_on_the_gpu(fake, name):
     assert loss.device.type == 'cuda' and loss.shape == ()
 
 
+def photos(config):
+    "A batch of two photos with three expressions, and what is true of them"
+    es = [Expression(i, 'a dog', i, (i,), b, Path(f'{b}.jpg'), 20, 30) for i, b in enumerate((0, 0, 1))]
+    x, ids, mask = inputs(config)
+    batch = Batch(x, ids, mask, torch.zeros(3, dtype=torch.long, device='cuda'), es, [Path('0.jpg'), Path('1.jpg')])
+    return batch, [Truth(*(torch.ones(n, 20, 30, dtype=torch.bool, device='cuda') for _ in range(2))) for n in (2, 1)]
+
+
+@pytest.mark.parametrize('name', ['convolutional network', 'vision transformer', 'clusters'])
+def test_evaluation_stays_on_the_gpu(fake, name):
+    model = build(fake, MODELS[name]).eval()
+    model.tokenizer = None
+    rules = (*RULES, *TRIVIAL, BLIND[0], ORACLE, MEAN)
+    with torch.no_grad(): found = _batch_counts(model, *photos(BASE)[:1], rules, [0, 1], photos(BASE)[1], .5, True)
+    assert len({(rule, draw, b) for rule, draw, b, _, _ in found}) == len(found) == 2*(2*(len(RULES) + 2) + 3)
+    counts = [n for _, _, _, kinds, _ in found for kind in kinds.values() for n in kind.values()]
+    assert {n.device.type for n in counts} == {'cuda'} and {len(n) for n in counts} == {1, 2}
+    assert [m.shape[0] for *_, m in found if m is not None] == [2, 1]
+
+
 def test_prediction_stays_on_the_gpu(fake):
     model = build(fake, CONV).eval()
+    model.tokenizer = None
     pixels, ids, mask = inputs(CONV)
     with torch.no_grad():
         _, out = next(encode_draws(model, pixels, [1, 2], [0]))
-        relevance = model.relevance(out.slots, model.encode_text(ids, mask))
-        scores = [segment_scores(r, m, rule) for r, m in zip(relevance, out.slot_maps, strict=True) for rule in RULES]
-    assert all(s.device.type == 'cuda' and s.shape == (3, 8, 8) for s in scores)
+        text = model.encode_text(ids, mask)
+        relevance = [relevance_of(model, ['a dog']*3, text, slots[None], maps) for slots, maps in zip(out.slots, out.slot_maps, strict=True)]
+        scores = [full_size(segment_scores(r, m, rule), (20, 30)) for r, m in zip(relevance, out.slot_maps, strict=True) for rule in RULES]
+    assert all(s.device.type == 'cuda' and s.shape == (3, 20, 30) for s in scores)
+
+
+@pytest.mark.parametrize('clip', [0., .1])
+def test_an_update_stays_on_the_gpu(fake, clip):
+    model = build(fake, CONV)
+    recipe = Recipe(clip=clip)
+    for p in model.parameters(): p.grad = torch.zeros_like(p)
+    training = SimpleNamespace(recipe=recipe, optimizer=optimizer(model, recipe), scaler=GradScaler('cuda', enabled=False), step=0, total=10, model=model)
+    row = update(training, dict(loss=torch.zeros((), device='cuda')))
+    assert row['grad_norm'].device.type == 'cuda' and training.step == 1
+
+
+def test_negatives_that_say_the_same_are_found_without_the_gpu(fake):
+    assert repeated(photos(BASE)[0]).device.type == 'cuda'
 
 
 @pytest.mark.parametrize('mistake', ['left on the CPU', 'read back'])

@@ -71,6 +71,12 @@ def spoil(path, rng):
     by_kind = {'.json': spoil_json, '.ipynb': spoil_json, '.csv': spoil_csv}.get(path.suffix, spoil_bytes)
     path.write_bytes((by_kind if rng.random() < .6 else spoil_bytes)(data, rng))
 
+def spoilt_copy(source, dest, folder, names, rng):
+    "A fresh copy of a folder, some files of one folder in it spoilt."
+    shutil.rmtree(dest, ignore_errors=True)
+    shutil.copytree(source, dest)
+    for name in names: spoil(dest/folder/name, rng)
+
 
 @pytest.fixture(scope='module')
 def runs(tmp_path_factory):
@@ -100,9 +106,7 @@ def test_comparison(runs, tmp_path, seed):
     "Whatever happens to one file of one run, the other is still compared; or one line names both."
     rng, top = random.Random(seed), tmp_path/'runs'
     for i in range(40):
-        shutil.rmtree(top, ignore_errors=True)
-        shutil.copytree(runs, top)
-        for name in rng.sample(FILES, rng.choice([1, 1, 2])): spoil(top/'bad'/name, rng)
+        spoilt_copy(runs, top, 'bad', rng.sample(FILES, rng.choice([1, 1, 2])), rng)
         found = {r.name: r for r in read_runs(top)}
         assert found['good'].status == 'finished', i
         one_line(found['bad'].status) if 'bad' in found else None
@@ -145,9 +149,7 @@ def test_cards(runs, tmp_path, seed):
     "A model card of a damaged run is an error of one line that names the folder, or a card."
     rng, top = random.Random(seed), tmp_path/'run'
     for _ in range(30):
-        shutil.rmtree(top, ignore_errors=True)
-        shutil.copytree(runs/'bad', top)
-        for name in rng.sample(FILES[:4], 1): spoil(top/name, rng)
+        spoilt_copy(runs/'bad', top, '', rng.sample(FILES[:4], 1), rng)
         try: model_card(top)
         except (ValueError, OSError) as e: one_line(e, str(top))
 

@@ -1,6 +1,7 @@
 """Pickles of others: what plain data needs is read, nothing else is resolved, and a damaged file is an error and no accident."""
 import collections
 import copyreg
+import io
 import os
 import pickle
 import random
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sag.files import UnsafePickle, looks_like, safe_unpickle
+from sag.files import UnsafePickle, _is_bounded, _Quick, _Unpickler, looks_like, safe_unpickle
 
 @pytest.fixture(scope='module')
 def path(tmp_path_factory): return tmp_path_factory.mktemp('pickles')/'refs(unc).p'
@@ -77,6 +78,8 @@ def test_a_call_is_not_made(path):
     b'\x80\x02]r' + struct.pack('<I', 2**29) + b'.', # a memo of 8 GB
     b'\x80\x05\x96' + struct.pack('<Q', 2**33) + b'x.', # a bytearray of 8 GB
     b'\x80\x04\x8e' + struct.pack('<Q', 2**33) + b'x.', # bytes of 8 GB
+    b'\x80\x02]' + b'K\x00r' + struct.pack('<I', 2**28) + b'a' + b'K\x01a'*70_000 + b'.', # a memo of 4 GB in a larger file
+    b'(lp99999999999\n.', # the same in text
     b'\x80\x02cnumpy\ndtype\n(X\x0b\x00\x00\x00V4294967296tR.',
     b"\x80\x02cnumpy._core.multiarray\nscalar\n(cnumpy\ndtype\n(X\x0b\x00\x00\x00V2147483647K\x00K\x01tR)tR."])
 def test_memory_is_bounded_by_the_file(path, data):
@@ -102,5 +105,13 @@ def test_spoilt_bytes(path, protocol):
         b = bytearray(data)
         for _ in range(rnd.randint(1, 3)): b[rnd.randrange(len(b))] = rnd.randrange(256)
         if rnd.random() < .2: del b[rnd.randrange(len(b)):]
-        try: read(path, bytes(b))
+        try: found = read(path, bytes(b))
         except ValueError as e: assert str(path) in str(e) and '\n' not in str(e), e
+        else: assert repr(found) == repr(_Unpickler(io.BytesIO(bytes(b))).load())  # C and Python agree
+
+
+@pytest.mark.parametrize('protocol', range(pickle.HIGHEST_PROTOCOL + 1))
+def test_published_files_take_the_short_way(protocol):
+    refs = [dict(ref_id=10**i, ann_id=-i, box=[.5, 2.], split='val', sentences=[dict(sent='left café', tokens=['left'], raw=f'{i}'*300)]) for i in range(300)]
+    data = pickle.dumps(refs, protocol)
+    assert _is_bounded(data) and _Quick(io.BytesIO(data), encoding='utf-8').load() == refs

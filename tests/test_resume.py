@@ -103,7 +103,8 @@ def test_nonfinite_losses_stop_or_are_left_out(tiny, tmp_path):
 @pytest.mark.parametrize('changes, message', [
     (dict(cache_features=True), 'needs freeze_image'), (dict(entities='clusters'), 'needs freeze_image'), (dict(val_split=''), 'needs masks'),
     (dict(reconstruct=False), 'reconstruct=False has no loss for reconstruction_weight=1.0'), (dict(steps=0, epochs=0), 'train nothing'),
-    (dict(val_split='vall'), "no split 'vall'"), (dict(batch_size=1000), 'Lower the batch size')])
+    (dict(val_split='vall'), "no split 'vall'"), (dict(batch_size=1000), 'Lower the batch size'),
+    pytest.param(dict(precision='fp16'), 'needs a GPU', marks=pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU'))])
 def test_impossible_wishes_are_errors_before_the_first_step(tiny, tmp_path, changes, message):
     with pytest.raises(ValueError, match=message): fit(change(tiny, **changes), tmp_path)
     assert not (tmp_path/'run.json').exists()
@@ -119,6 +120,31 @@ def test_long_texts_are_known_before_the_first_step(tiny, tmp_path):
     for policy in 'cut', 'skip':
         t = fit(change(few, long_text=policy), tmp_path/policy, train=texts)
         assert t.run.record['long_texts'] == dict(train=1)
+
+
+EMPTY = [[5., 5., 5.2, 5., 5.2, 5.2]]
+
+
+@pytest.mark.parametrize('spoil, message', [
+    (lambda e, path: replace(e, ref_id=-1, segmentations=(EMPTY,)), 'its mask is empty'), (lambda e, path: replace(e, image=path), 'cannot be decoded'),
+    (lambda e, path: replace(e, segmentations=(), boxes=()), 'neither mask nor box')])
+def test_what_cannot_be_measured_is_known_before_the_first_step(tiny, tmp_path, spoil, message):
+    es = list(load_data(tiny, 'val'))
+    (tmp_path/'cut.jpg').write_bytes(es[0].image.read_bytes()[:-100])
+    spoilt = Expressions([*es[1:], spoil(es[0], tmp_path/'cut.jpg')])
+    with pytest.raises(ValueError, match=message): fit(tiny, tmp_path/'later', later=spoilt)
+    if 'neither' not in message:
+        with pytest.raises(ValueError, match=message): fit(change(tiny, val_photos=0), tmp_path/'val', val=spoilt)
+    assert not [*tmp_path.rglob('run.json')]
+
+
+def test_a_checkpoint_of_something_else(tiny, tmp_path):
+    with pytest.raises(Cable): fit(tiny, tmp_path, watch=trip)
+    newest = checkpoints(tmp_path/'checkpoints')[0]
+    whole = torch.load(newest)
+    for odd in [1, 2], {}, whole | dict(model={}), whole | dict(optimizer={}), whole | dict(random=[]), whole | dict(history='{'):
+        torch.save(odd, newest)
+        with pytest.raises(ValueError, match='are not of this training .* remove .*checkpoints to start anew'): fit(tiny, tmp_path, resume=True)
 
 
 def test_no_room_is_known_before_the_first_step(tiny, tmp_path, monkeypatch):

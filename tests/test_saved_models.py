@@ -3,6 +3,7 @@ import argparse
 import copy
 import json
 import random
+import resource
 import zipfile
 from pathlib import Path
 
@@ -118,6 +119,26 @@ def test_spoilt_weights_files(folder, saved):
         try: model = SaG.from_pretrained(folder)
         except ValueError as e: assert str(folder) in str(e), e
         else: assert model.state_dict().keys() == saved[1].state_dict().keys()
+
+
+def test_a_flipped_bit_is_noticed(folder, saved):
+    path = folder/'model.safetensors'
+    data = path.read_bytes()
+    header = 8 + int.from_bytes(data[:8], 'little')
+    for place in range(header, len(data), 997):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 1 << place % 8]) + data[place + 1:])
+        with pytest.raises(ValueError, match='model.safetensors is damaged, its checksum does not fit'): SaG.from_pretrained(folder)
+    save_file(saved[1].state_dict(), path)  # without a checksum, as before there were any
+    assert all(w.equal(saved[1].state_dict()[n]) for n, w in SaG.from_pretrained(folder).state_dict().items())
+
+
+def test_a_full_disk_leaves_the_old_model(folder, saved):
+    before, limits = {p: p.read_bytes() for p in folder.iterdir()}, resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match='model.safetensors cannot be written, the disk is full'): saved[1].save_pretrained(folder)
+    finally: resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert {p: p.read_bytes() for p in folder.iterdir()} == before
 
 
 def checkpoint(**kw): return dict(args=argparse.Namespace(lr=1e-5, root=Path('data')), epoch=1, iou=np.float64(31.4), model={'w': torch.arange(300.)}) | kw

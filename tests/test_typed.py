@@ -35,7 +35,7 @@ def test_mypy_sees_the_lazy_names(tmp_path, monkeypatch):
     assert all('def (' in o for o in types[1:4]), types
 
 
-@pytest.mark.parametrize('name', ['SaGConfig', 'load_refer', 'load_captions', 'segment', 'load_released', 'fit'])
+@pytest.mark.parametrize('name', ['SaG', 'SaGConfig', 'load_refer', 'load_captions', 'segment', 'load_released', 'fit'])
 def test_help_says_what_arguments_mean(name):
     text = pydoc.render_doc(getattr(sag, name), renderer=pydoc.plaintext)
     assert 'Parameters' in text and ' : ' in text, text

@@ -6,12 +6,14 @@
 __all__ = ['load', 'load_refer', 'load_captions', 'load_phrasecut', 'Expression', 'Expressions', 'PhotoTexts', 'Batch', 'loader']
 
 # %% ../../nbs/10_data.ipynb #432490ea
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from .. import _front_door
 
 # %% ../../nbs/10_data.ipynb #1a6814a2
-_rooms = dict(load='sets', load_refer='refer', load_captions='captions', load_phrasecut='phrasecut', Expression='expressions', Expressions='expressions',
-              PhotoTexts='batches', Batch='batches', loader='batches')
+_rooms = {k: f'data.{room}' for k, room in dict(
+    load='sets', load_refer='refer', load_captions='captions', load_phrasecut='phrasecut', Expression='expressions', Expressions='expressions',
+    PhotoTexts='batches', Batch='batches', loader='batches').items()}
 _all_ = ['load', 'load_refer', 'load_captions', 'load_phrasecut', 'Expression', 'Expressions', 'PhotoTexts', 'Batch', 'loader']
 
 if TYPE_CHECKING:
@@ -22,14 +24,4 @@ if TYPE_CHECKING:
     from sag.data.refer import load_refer
     from sag.data.sets import load
 
-# %% ../../nbs/10_data.ipynb #1923a079
-def __getattr__(
-    name: str,  # a public name that has not been looked up before
-) -> Any:
-    "Load a public name from the room that defines it."
-    if name in _rooms: return getattr(import_module(f'.{_rooms[name]}', __name__), name)
-    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-
-def __dir__() -> list[str]:
-    "The public names, for completion."
-    return sorted(_rooms)
+__getattr__, __dir__ = _front_door(__name__, _rooms)

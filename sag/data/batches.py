@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['load_tokenizer', 'word_tokenizer', 'text_limit', 'tokenizer_of', 'tokenize', 'pad', 'squash', 'normalise',
-           'image_transform', 'Stored', 'cache_photos', 'Batch', 'Item', 'PhotoTexts', 'at_least_float32', 'Collate',
-           'Order', 'Loader', 'loader', 'Expression', 'Expressions']
+           'image_transform', 'Stored', 'cache_photos', 'Batch', 'Item', 'PhotoTexts', 'StreamTexts',
+           'at_least_float32', 'Collate', 'Order', 'Loader', 'loader', 'Expression', 'Expressions']
 
 # %% ../../nbs/25_data.batches.ipynb #557cdf88
 import hashlib
@@ -13,19 +13,21 @@ import os
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageOps
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
 from .caches import Rows, new_rows
 from .expressions import Expression, Expressions, sentence_text
+from .phrases import to_phrases
+from .streams import Pairs
 
 # %% ../../nbs/25_data.batches.ipynb #51cca66b
 _all_ = ['Expression', 'Expressions']
@@ -113,8 +115,10 @@ def pad(
 def squash(
     photo: Image.Image,  # RGB
     image_size: int,  # side of the square, pixels
+    fit: int = 0,  # first fit the photo, aspect kept, into a square of this side (0: at once)
 ) -> torch.Tensor:  # (3,H,W) uint8
     "A photo as a square of pixels."
+    if fit: photo = ImageOps.contain(photo, (fit, fit), Image.Resampling.BILINEAR)
     x = torch.from_numpy(np.array(photo))[None].permute(0, 3, 1, 2)  # (1,3,H,W), channels last
     if x.shape[2:] == (image_size, image_size): return x[0]
     fast = torch.backends.cpu.get_cpu_capability() in ('AVX2', 'AVX512') or platform.machine() in ('aarch64', 'arm64')
@@ -145,24 +149,25 @@ class Stored(Rows):
 
 def _photos_digest(
     photos: Mapping[Path, Sequence[Expression]],  # file → its expressions, which say the annotated size
-    image_size: int,  # side of the square, pixels
+    *sizes: int,  # of `squash`
 ) -> str:  # 16 hexadecimal digits
     "What a cache of squashed photos depends on: names, sizes and times of the files, in order."
     lines = [f'{p.name} {p.stat().st_size} {p.stat().st_mtime_ns} {es[0].width} {es[0].height}' for p, es in photos.items()]
-    return hashlib.sha256('\n'.join([str(image_size), *lines]).encode()).hexdigest()[:16]
+    return hashlib.sha256('\n'.join([' '.join(str(s) for s in sizes if s), *lines]).encode()).hexdigest()[:16]
 
 # %% ../../nbs/25_data.batches.ipynb #ee707544
 def cache_photos(
     expressions: Expressions,  # whose photos
     image_size: int,  # side of the square, pixels
     folder: str | os.PathLike,  # where caches lie
+    fit: int = 0,  # see `squash`
 ) -> Stored:  # (3,H,W) uint8 of each photo
     "Squash all photos into one file, or find them squashed. OSError at once where the disk is too small, ValueError where a photo is broken."
     photos = expressions.photos()
-    path = Path(folder)/f'photos-{_photos_digest(photos, image_size)}.npy'
+    path = Path(folder)/f'photos-{_photos_digest(photos, image_size, fit)}.npy'
     if (found := Stored.open(path, list(photos))) is not None: return found
     with new_rows(path, (len(photos), 3, image_size, image_size), np.uint8) as array, ThreadPoolExecutor(os.cpu_count()) as pool:
-        def put(i: int, es: Sequence[Expression]) -> None: array[i] = squash(es[0].photo(), image_size).numpy()
+        def put(i: int, es: Sequence[Expression]) -> None: array[i] = squash(es[0].photo(), image_size, fit).numpy()
         for _ in tqdm(pool.map(put, range(len(photos)), photos.values()), 'photos', len(photos), mininterval=5): pass
     return Stored(path, list(photos))
 
@@ -177,6 +182,7 @@ class Batch:
     expressions: list[Expression]  # T of them
     photos: list[Path]  # B files
     features: torch.Tensor | None = None  # (B,N,C) float, an image encoder's output, computed earlier
+    bad: list[str] = field(default_factory=list)  # what was wrong with samples that others took the place of
 
     def map(self, f: Callable[[torch.Tensor], torch.Tensor]) -> 'Batch':
         "The same batch with every tensor put through f"
@@ -193,6 +199,7 @@ class Item:
     ids: list[list[int]]  # their tokens
     pixels: torch.Tensor | None = None  # (3,H,W) uint8
     features: torch.Tensor | None = None  # (N,C)
+    bad: tuple[str, ...] = ()  # what was wrong with samples in whose place it stands
 
 def _groups(
     expressions: Sequence[Expression],
@@ -232,11 +239,12 @@ class PhotoTexts(Dataset):
         truncate: bool = False,
         seed: int = 0,  # for drawing expressions of a photo
         cache: bool | Mapping[Path, torch.Tensor] = False,  # keep decoded photos in memory, or take them from `cache_photos`
+        fit: int = 0,  # see `squash`
     ):
         self.expressions, self.groups = expressions, _Ragged(_groups(expressions, group))
         self.ids = _Ragged(tokenize([e.sentence for e in expressions], tokenizer, max_length, truncate))
         self.pad_id, self.image_size, self.mean, self.std, self.epoch = tokenizer.pad_token_id or 0, image_size, mean, std, 0
-        self.texts_per_photo, self.features, self.seed = texts_per_photo, features, seed
+        self.texts_per_photo, self.features, self.seed, self.fit = texts_per_photo, features, seed, fit
         self.kept: Any = cache if isinstance(cache, Mapping) else {} if cache else None
     def __len__(self) -> int: return len(self.groups)
     def set_epoch(self, epoch: int) -> None: self.epoch = epoch
@@ -251,8 +259,8 @@ def _drawn(data: PhotoTexts, i: int) -> list[int]:  # indices of expressions
 
 def _pixels(data: PhotoTexts, e: Expression) -> torch.Tensor:  # (3,H,W) uint8
     "An expression's photo, squashed; decoded once where the data set keeps photos."
-    if data.kept is None: return squash(e.photo(), data.image_size)
-    if e.image not in data.kept: data.kept[e.image] = squash(e.photo(), data.image_size)
+    if data.kept is None: return squash(e.photo(), data.image_size, data.fit)
+    if e.image not in data.kept: data.kept[e.image] = squash(e.photo(), data.image_size, data.fit)
     return data.kept[e.image]
 
 def _item(data: PhotoTexts, i: int) -> Item:
@@ -262,6 +270,43 @@ def _item(data: PhotoTexts, i: int) -> Item:
     it = Item(es[0].image, es, [data.ids[c] for c in chosen])
     if data.features is None: return replace(it, pixels=_pixels(data, es[0]))
     return replace(it, features=torch.as_tensor(data.features[it.photo]))
+
+# %% ../../nbs/25_data.batches.ipynb #7d1e0a02
+class StreamTexts(Dataset):
+    "Photos of a source with their texts: item i is one photo with one or several texts."
+    def __init__(self,
+        source: Pairs,
+        tokenizer: Any,  # a transformers tokenizer
+        image_size: int = 384,  # side of the squashed photo, pixels
+        mean: Sequence[float] = (.5, .5, .5),  # per channel: see `normalise`
+        std: Sequence[float] = (.5, .5, .5),
+        texts_per_photo: int | None = None,  # most texts of a photo; None: all
+        captions: str = 'captions',  # as they are, or cut: see `to_phrases`
+        readable: Callable[[Expressions], Expressions] = lambda es: es,  # keeps texts that the model can read
+        fit: int = 0,  # see `squash`
+        seed: int = 0,  # of the order, and for drawing texts
+    ):
+        self.expressions, self.tokenizer, self.image_size, self.mean, self.std = source, tokenizer, image_size, mean, std
+        self.texts_per_photo, self.captions, self.readable, self.fit, self.seed, self.epoch = texts_per_photo, captions, readable, fit, seed, 0
+        self.pad_id = tokenizer.pad_token_id or 0
+    def __len__(self) -> int: return len(self.expressions)
+    def set_epoch(self, epoch: int) -> None: self.epoch = epoch
+    def __getitem__(self, i: int) -> Item:
+        bad: list[str] = []
+        for t in range(100):
+            try: return replace(_sampled(self, (i + 1009*t) % len(self)), bad=tuple(bad))
+            except ValueError as e: bad.append(str(e))
+        raise ValueError(f'{len(bad)} samples in a row cannot be used; the first: {bad[0]}')
+
+def _sampled(data: StreamTexts, i: int) -> Item:
+    "Item i of a source. ValueError where its photo or its texts cannot be used."
+    sample = data.expressions.sample(i, data.epoch, data.seed)
+    texts = data.readable(to_phrases(Expressions(sample.expressions), data.captions))
+    if not len(texts): raise ValueError(f'{sample.expressions[0].image}: none of its texts can be used')
+    n = data.texts_per_photo or len(texts)
+    if len(texts) > n: texts = Expressions(texts[j] for j in sorted(np.random.default_rng([data.seed, data.epoch, i]).choice(len(texts), n, replace=False)))
+    ids = tokenize([e.sentence for e in texts], data.tokenizer)
+    return Item(sample.expressions[0].image, list(texts), ids, squash(sample.photo(), data.image_size, data.fit))
 
 # %% ../../nbs/25_data.batches.ipynb #add960ec
 def at_least_float32(
@@ -287,7 +332,7 @@ class Collate:
             pixel_values=normalise(torch.stack(seen), self.mean, self.std) if seen else None,
             input_ids=input_ids, attention_mask=attention_mask, image_of_text=image_of_text,
             expressions=[e for it in items for e in it.expressions], photos=[it.photo for it in items],
-            features=at_least_float32(torch.stack(features)) if features else None)
+            features=at_least_float32(torch.stack(features)) if features else None, bad=[x for it in items for x in it.bad])
 
 # %% ../../nbs/25_data.batches.ipynb #cdf8d229
 class Order(Sampler[list[int]]):
@@ -306,29 +351,42 @@ class Order(Sampler[list[int]]):
         self.epoch = self.skip = 0
     def __len__(self) -> int: return len(range(self.rank, self.total, self.ranks))
     def __iter__(self) -> Iterator[list[int]]:
-        order = (np.random.default_rng([self.seed, self.epoch]).permutation(self.n) if self.shuffle else np.arange(self.n)).tolist()
-        for i in range(self.rank + self.skip*self.ranks, self.total, self.ranks): yield order[i*self.batch_size:(i + 1)*self.batch_size]
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.n).tolist() if self.shuffle else range(self.n)
+        for i in range(self.rank + self.skip*self.ranks, self.total, self.ranks): yield [*order[i*self.batch_size:(i + 1)*self.batch_size]]
     def set_epoch(self, epoch: int, skip: int = 0) -> None: self.epoch, self.skip = epoch, skip
 
 # %% ../../nbs/25_data.batches.ipynb #548d4a4e
 class Loader(DataLoader):
-    "A DataLoader that tells its order and its data set which epoch it is, and its order how many batches to leave out."
+    "A DataLoader that tells its order and its data set which epoch it is, and its order how many batches to leave out; it counts bad samples."
+    bad: tuple[str, ...] = ()  # what was wrong with samples that were left out
+    allowed = 0  # how many there may be
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        for batch in super().__iter__():
+            self.bad = (*self.bad, *batch.bad)
+            if len(self.bad) > self.allowed: raise ValueError(
+                f"{len(self.bad)} samples cannot be used, {self.allowed} are allowed; the last: {self.bad[-1].rstrip('.')}. "
+                'Mend the data, or raise bad_samples')
+            yield batch
     def set_epoch(self, epoch: int, skip: int = 0) -> None:
         self.batch_sampler.set_epoch(epoch, skip) # type: ignore[attr-defined, union-attr]
         self.dataset.set_epoch(epoch) # type: ignore[attr-defined]
 
 def loader(
-    dataset: PhotoTexts,
+    dataset: 'PhotoTexts | StreamTexts',
     batch_size: int,  # items in a batch: B
     seed: int = 0,  # of the order
     shuffle: bool = True,
     drop_last: bool = True,  # leave out the last, smaller batch
     workers: int = 0,  # processes that decode photos
     turn: tuple[int, int] = (0, 1),  # rank of this process, and number of processes that share the batches
+    bad_samples: int = 0,  # samples of a source that may be left out
 ) -> Loader:  # of `Batch`; call .set_epoch before each epoch
     "Batches of a data set."
     if drop_last and len(dataset) < batch_size*turn[1]: raise ValueError(
         f'{len(dataset)} items make no batch of {batch_size*turn[1]}: no step would be taken. Lower the batch size, or pass drop_last=False.')
-    return Loader(dataset, batch_sampler=Order(len(dataset), batch_size, seed, shuffle, drop_last, turn), num_workers=workers,
+    shuffle &= not isinstance(dataset, StreamTexts)  # a source has its own order
+    made = Loader(dataset, batch_sampler=Order(len(dataset), batch_size, seed, shuffle, drop_last, turn), num_workers=workers,
                   collate_fn=Collate(dataset.pad_id, dataset.mean, dataset.std), generator=torch.Generator().manual_seed(seed),
                   pin_memory=torch.cuda.is_available())
+    made.allowed = bad_samples
+    return made

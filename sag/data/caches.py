@@ -21,6 +21,8 @@ from typing import Any
 
 import numpy as np
 
+from ..files import check_file
+
 # %% ../../nbs/19_data.caches.ipynb #3c81c023
 SEAL, SIZE = b'sagseal1', 16  # the mark before the checksum, bytes of the checksum
 
@@ -121,6 +123,7 @@ class Rows(Mapping[Path, np.ndarray]):
         "A file of `new_rows`, checked; None where there is none, or where it is damaged, which is said."
         if not path.exists(): return None
         try:
+            check_file(path)
             check_seal(path)
             return cls(path, photos)
         except ValueError as e: warnings.warn(f'{e}. It is made anew.', stacklevel=3)

@@ -22,6 +22,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from ..files import short
 from .photos import MAX_PIXELS, read_photo
 
 # %% ../../nbs/12_data.expressions.ipynb #037d9564
@@ -34,7 +35,7 @@ def _polygon(
     try: xy = np.asarray(corners, float).reshape(-1)
     except (TypeError, ValueError, OverflowError): xy = None
     if xy is None or not isinstance(corners, (list, tuple)) or any(isinstance(c, str) for c in corners):
-        raise ValueError(f'a polygon is not a list of numbers: {str(corners)[:60]}')
+        raise ValueError(f'a polygon is not a list of numbers: {short(corners)}')
     if len(xy) % 2: raise ValueError(f'a polygon has {len(xy)} numbers, an odd count: x, y pairs wanted')
     x, y = xy.reshape(-1, 2).T
     if len(xy) and not ((x >= -width) & (x <= 2*width) & (y >= -height) & (y <= 2*height)).all():  # NaN too
@@ -69,9 +70,9 @@ def _run_lengths(
     try:
         code = counts.encode('ascii') if isinstance(counts, str) else counts
         runs = _runs(code) if isinstance(code, bytes) else np.asarray(code, float)
-    except (TypeError, ValueError, OverflowError): raise ValueError(f'run lengths are not numbers: {str(counts)[:60]}') from None
+    except (TypeError, ValueError, OverflowError): raise ValueError(f'run lengths are not numbers: {short(counts)}') from None
     if code == b'': return {'size': [height, width], 'counts': b''}
-    if runs.ndim != 1 or (runs < 0).any() or (runs != np.floor(runs)).any(): raise ValueError(f'run lengths are no whole numbers from 0 up: {str(counts)[:60]}')
+    if runs.ndim != 1 or (runs < 0).any() or (runs != np.floor(runs)).any(): raise ValueError(f'run lengths are no whole numbers from 0 up: {short(counts)}')
     if runs.sum() != height*width: raise ValueError(f'run lengths add up to {runs.sum():g} pixels, the frame of {width}×{height} has {height*width}')
     if isinstance(code, bytes): return {'size': [height, width], 'counts': code}
     return coco_mask.frPyObjects({'size': [height, width], 'counts': runs.astype(int).tolist()}, height, width)
@@ -84,7 +85,7 @@ def to_rle(
     "One object's segmentation as COCO run lengths; pixels covered by any polygon count. ValueError where it is malformed."
     if not (0 < height and 0 < width and height*width <= MAX_PIXELS): raise ValueError(f'a frame of {width}×{height}; 1 to {MAX_PIXELS:,} pixels are possible')
     if isinstance(segmentation, dict): return _run_lengths(segmentation, height, width)
-    if not isinstance(segmentation, (list, tuple)): raise ValueError(f'polygons or run lengths wanted, found {str(segmentation)[:60]}')
+    if not isinstance(segmentation, (list, tuple)): raise ValueError(f'polygons or run lengths wanted, found {short(segmentation)}')
     if segmentation and isinstance(segmentation[0], dict):  # ReferItGame's: several run lengths
         if not all(isinstance(s, dict) for s in segmentation): raise ValueError('run lengths and polygons are mixed in one object')
         parts = [r for s in segmentation if (r := _run_lengths(s, height, width))['counts']]
@@ -204,11 +205,13 @@ def id_number(
     name: Any,  # a published id: a whole number, also as text or as 7.0, or a name
 ) -> int:  # of 64 bits
     "An id as a whole number: itself, or the first 52 bits of its name's BLAKE2b-64. ValueError for anything else."
-    if isinstance(name, str) and name and not name.isdecimal(): return int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), 'big') >> 12
+    if type(name) is int and -2**63 <= name < 2**63: return name
+    if isinstance(name, str) and name and not name.isdecimal():
+        return int.from_bytes(blake2b(name.encode(errors='surrogatepass'), digest_size=8).digest(), 'big') >> 12
     try: number = int(name)
-    except (TypeError, ValueError, OverflowError): raise ValueError(f'{name!r} is no id') from None
+    except (TypeError, ValueError, OverflowError): raise ValueError(f'{short(name)} is no id') from None
     if isinstance(name, (bool, np.bool_, bytes)) or (not isinstance(name, str) and number != name) or not -2**63 <= number < 2**63:
-        raise ValueError(f'{str(name)[:60]!r} is no id')
+        raise ValueError(f'{short(name)} is no id')
     return number
 
 def sentence_text(
@@ -216,7 +219,7 @@ def sentence_text(
     what: str = 'sentence',  # or another text
 ) -> str:
     "The sentence; ValueError where it is no text, or holds half a character (a lone surrogate)."
-    if not isinstance(text, str): raise ValueError(f'a {what} is {str(text)[:60]!r}, not text')
+    if not isinstance(text, str): raise ValueError(f'a {what} is {short(text)}, not text')
     try: text.encode()
     except UnicodeEncodeError: raise ValueError(f'the {what} {text[:60]!a} holds half a character (a lone surrogate)') from None
     return text
@@ -229,7 +232,7 @@ def box_of(
     "An object's box. ValueError where it is not four finite numbers."
     if box is None or box == []: return ()
     if not (isinstance(box, (list, tuple)) and len(box) == 4 and all(isinstance(v, (int, float)) and abs(v) < 1e9 for v in box)):  # no NaN
-        raise ValueError(f'a box is four finite numbers x, y, width, height, found {str(box)[:60]}')
+        raise ValueError(f'a box is four finite numbers x, y, width, height, found {short(box)}')
     x, y, w, h = box
     return (x, y, w, h) if w > 0 < h and -w < x < width and -h < y < height else ()
 
@@ -238,7 +241,7 @@ def frame_side(
 ) -> int:
     "The side of a frame as a whole number. ValueError where it cannot be one."
     if isinstance(pixels, (int, float)) and not isinstance(pixels, bool) and 0 < pixels <= MAX_PIXELS and pixels == int(pixels): return int(pixels)
-    raise ValueError(f'height and width are numbers of pixels, found {pixels!r}')
+    raise ValueError(f'height and width are numbers of pixels, found {short(pixels)}')
 
 # %% ../../nbs/12_data.expressions.ipynb #2241d167
 @contextlib.contextmanager

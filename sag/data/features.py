@@ -8,7 +8,10 @@ __all__ = ['Features', 'cache_features']
 # %% ../../nbs/26_data.features.ipynb #1bb19ddc
 import hashlib
 import json
+import os
+from collections import deque
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +21,7 @@ from torch import nn
 from tqdm import tqdm
 
 from ..config import SaGConfig
+from ..distribute import autocast, precision_here
 from .batches import Stored, image_transform
 from .caches import new_rows
 from .expressions import Expression
@@ -39,10 +43,12 @@ def _fingerprint(
     encoder: nn.Module,  # its weights count
     config: SaGConfig,  # its image settings count
     photos: Iterable[Expression | Path],  # in the order of the cache
+    precision: str = 'fp32',
 ) -> str:  # 16 hexadecimal digits
     "A digest of all that cached features depend on."
     h = hashlib.sha256()
     settings = {k: v for k, v in vars(config).items() if k.startswith('image_')} | dict(position_resize=config.position_resize)
+    if precision not in ('', 'fp32'): settings['precision'] = precision
     h.update(json.dumps(settings, sort_keys=True, default=str).encode())
     for name, value in encoder.state_dict().items(): h.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
     for p, frame in _frames(photos).items(): h.update(f'{p.name} {p.stat().st_size} {p.stat().st_mtime_ns} {frame}'.encode())
@@ -60,19 +66,26 @@ def cache_features(
     photos: Iterable[Expression | Path],  # expressions, whose photos are meant, or files
     folder: str | Path = 'data/features',  # where caches lie
     batch_size: int = 16,  # photos at a time
+    precision: str = '',  # fp32, fp16, bf16 or auto; default as the weights are
 ) -> Features:
     "Compute the features of all photos, or find them computed. OSError at once where the disk is too small, ValueError where a photo is broken."
-    frames = _frames(photos := list(photos))
-    files, path = list(frames), Path(folder)/f'{_fingerprint(encoder, config, photos)}.npy'
+    frames, device = _frames(photos := list(photos)), next(encoder.parameters()).device
+    precision = precision_here(precision, device)
+    files, path = list(frames), Path(folder)/f'{_fingerprint(encoder, config, photos, precision)}.npy'
     if not files: raise ValueError('no photo whose features could be cached')
     if (found := Features.open(path, files)) is not None: return found
-    device, transform = next(encoder.parameters()).device, image_transform(config.image_size, config.image_mean, config.image_std)
+    transform = image_transform(config.image_size, config.image_mean, config.image_std)
+    chunks = [files[i:i + batch_size] for i in range(0, len(files), batch_size)]
     encoder.eval()
-    def features(some: list[Path]) -> np.ndarray:  # (B, N, C)
-        pixels = torch.stack([transform(read_photo(p, frames[p])) for p in some])
-        x = rearrange(encoder(pixels.to(device)), 'b c h w -> b (h w) c').half().cpu().numpy()
-        if not np.isfinite(x).all(): raise ValueError(f'features of {some[0].name} or a neighbour overflow float16; this backbone cannot be cached')
+    def read(p: Path) -> torch.Tensor: return transform(read_photo(p, frames[p]))
+    def features(pixels: torch.Tensor, name: str) -> np.ndarray:  # (B, N, C)
+        with autocast(precision, device): x = rearrange(encoder(pixels.to(device)), 'b c h w -> b (h w) c').half().cpu().numpy()
+        if not np.isfinite(x).all(): raise ValueError(f'features of {name} or a neighbour overflow float16; this backbone cannot be cached')
         return x
-    with new_rows(path, (len(files), *features(files[:1]).shape[1:]), np.float16) as array:
-        for i in tqdm(range(0, len(files), batch_size), desc='features', mininterval=5): array[i:i + batch_size] = features(files[i:i + batch_size])
+    shape = len(files), *features(read(files[0])[None], files[0].name).shape[1:]
+    with new_rows(path, shape, np.float16) as array, ThreadPoolExecutor(os.cpu_count()) as pool:
+        ahead = deque([pool.submit(read, p) for p in chunks[0]])  # the next photos are decoded meanwhile
+        for i, some in enumerate(tqdm(chunks, desc='features', mininterval=5)):
+            ahead.extend(pool.submit(read, p) for p in (chunks + [[]])[i + 1])
+            array[i*batch_size:(i + 1)*batch_size] = features(torch.stack([ahead.popleft().result() for _ in some]), some[0].name)
     return Features(path, files)

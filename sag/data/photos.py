@@ -6,8 +6,10 @@
 __all__ = ['MAX_PIXELS', 'upright', 'to_rgb', 'has_orientation', 'read_photo', 'finder', 'check_photos']
 
 # %% ../../nbs/11_data.photos.ipynb #7fc37d3d
+import io
 import os
 import stat
+import tarfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -22,6 +24,7 @@ def upright(
     "The photo turned as EXIF says if there is no annotated frame, or if only the turned photo has its shape."
     try: turned = ImageOps.exif_transpose(photo)
     except Exception: return photo  # rubbish where EXIF should be
+    turned.format = photo.format
     if size is None or (turned.size == size != photo.size): return turned
     def stretch(shape: tuple[int, int]) -> float: return abs(np.log(shape[0]*size[1]/(shape[1]*size[0])))
     return turned if photo.size != size and stretch(turned.size) < .05 < stretch(photo.size) else photo
@@ -51,12 +54,18 @@ MAX_PIXELS = 64_000_000  # of a photo, and of the frame an annotation was drawn 
 _FORMATS = ('BMP', 'GIF', 'JPEG', 'JPEG2000', 'MPO', 'PNG', 'PPM', 'TIFF', 'WEBP', 'AVIF')
 
 def _open_photo(
-    path: str | os.PathLike,  # a photo's file, or an npz of the released layout, which holds one: see `sag.data.npz`
+    path: str | os.PathLike,  # a photo's file; or an npz of the released layout, which holds one: see `sag.data.npz`; or shard.tar/name
+    data: bytes | None = None,  # its content, if that has been read already
 ) -> Image.Image:
     "The photo, not decoded yet."
-    if not stat.S_ISREG(os.stat(path).st_mode): raise ValueError('it is a folder, a pipe or a device')
     Image.init()
-    if Path(path).suffix != '.npz': return Image.open(path, formats=[f for f in _FORMATS if f in Image.OPEN])
+    shard = next((p for p in Path(path).parents if p.suffix == '.tar' and p.is_file()), None) if data is None else None
+    if shard:
+        with tarfile.open(shard, 'r:') as tar: data = tar.extractfile(Path(path).relative_to(shard).as_posix()).read()  # type: ignore[union-attr]
+    formats = [f for f in _FORMATS if f in Image.OPEN]
+    if data is not None: return Image.open(io.BytesIO(data), formats=formats)
+    if not stat.S_ISREG(os.stat(path).st_mode): raise ValueError('it is a folder, a pipe or a device')
+    if Path(path).suffix != '.npz': return Image.open(path, formats=formats)
     with np.load(path, allow_pickle=False) as z: return Image.fromarray(z['im_batch'])
 
 def has_orientation(
@@ -70,14 +79,15 @@ def has_orientation(
 def read_photo(
     path: str | os.PathLike,  # the photo's file: JPEG, PNG, WebP, …
     size: tuple[int, int] | None = None,  # (width, height) of the annotated frame: see `upright`
+    data: bytes | None = None,  # its content, if that has been read already
 ) -> Image.Image:  # RGB
     "Decode a photo. A ValueError names a file that is broken or too large, a FileNotFoundError one that is missing."
     try:
-        with _open_photo(path) as photo:
+        with _open_photo(path, data) as photo:
             if photo.width*photo.height > MAX_PIXELS: raise Image.DecompressionBombError(f'{photo.width}×{photo.height} pixels')
             photo.load()  # all of it, before anything else is asked of the file
             return to_rgb(upright(photo, size))
-    except FileNotFoundError: raise FileNotFoundError(f'{path}: no such photo') from None
+    except (FileNotFoundError, NotADirectoryError): raise FileNotFoundError(f'{path}: no such photo') from None
     except Image.DecompressionBombError as e:
         raise ValueError(f'{path}: the photo is too large ({e}); at most {MAX_PIXELS:,} pixels are read. Shrink it.') from None
     except MemoryError: raise ValueError(f'{path}: the photo does not fit into memory. Shrink it.') from None

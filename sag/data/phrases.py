@@ -66,10 +66,7 @@ def _disagrees(words: Sequence[str], letters: str) -> bool:
     return letters[base.start()] == '#' and first != 'one' and plural(last) and not plural(word)
 
 # %% ../../nbs/20_data.phrases.ipynb #5248aa68
-def _guess(
-    words: Sequence[str],  # ends with '.'
-    letters: str,  # of the words so far
-) -> str:
+def _guess(words: Sequence[str], letters: str) -> str:
     "The letter of the next word, one of an open class: `n`, `a`, `v` or `x`."
     i, last = len(letters), letters[-1:]
     word, before, noun_next = words[i], words[i - 1] if i else '', _kind(words[i + 1]) in ('', 'n')
@@ -87,9 +84,7 @@ def _guess(
     return 'v' if verb else 'n'
 
 # %% ../../nbs/20_data.phrases.ipynb #c0905af0
-def _letters_of(
-    words: Sequence[str],  # lower case, punctuation apart
-) -> str:  # a letter a word
+def _letters_of(words: Sequence[str]) -> str:  # a letter a word
     "The classes of a caption's words, from left to right."
     letters, ended = '', [*words, '.']
     for i, word in enumerate(words):
@@ -105,7 +100,7 @@ _TOKEN = re.compile(r"'s\b|\w+(?:[-&]\w+)*|[^\w\s]")
 def noun_phrases(
     caption: str,  # a sentence
 ) -> list[str]:  # lower case, in order, without a determiner in front
-    "The noun phrases of a caption, each with its modifiers; none where there is no noun."
+    "The noun phrases of a caption, each with its modifiers; empty if there is no noun."
     text = caption.lower()
     found = list(_TOKEN.finditer(text))
     letters = _letters_of([m[0] for m in found])
@@ -121,9 +116,7 @@ def head(
 # %% ../../nbs/20_data.phrases.ipynb #24e245c8
 _KEEP = 'phrases', 'both', 'captions'
 
-def _photo_phrases(
-    captions: Sequence[Expression],  # of one photo
-) -> list[Expression]:
+def _photo_phrases(captions: Sequence[Expression]) -> list[Expression]:
     "One expression for each distinct phrase of a photo's captions."
     first: dict[str, Expression] = {}
     for e in captions:

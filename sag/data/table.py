@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
+from ..files import check_file
 from .caches import SEAL, SIZE, check_seal, is_sealed, sealed
 from .expressions import Expression, Expressions, split_names, to_rle
 
@@ -64,6 +65,7 @@ class _Columns:
     def __init__(self, path: Path, check: bool = True):
         self.path = path
         try:
+            check_file(path)
             whole = pa.memory_map(str(path)).read_buffer()
             if is_sealed(path):
                 if check: check_seal(path)

@@ -5,8 +5,10 @@
 # %% ../../nbs/46_evaluate.ipynb #3d38719c
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from os import PathLike
 from pathlib import Path
@@ -23,13 +25,13 @@ from ..data.batches import PhotoTexts, at_least_float32, loader, text_limit, tok
 from ..data.expressions import Expression, by_photo, decode, has_mask
 from ..distribute import everyone, turn
 from ..masks import read_results, run_lengths
-from ..metrics import aggregate, as_stack, bootstrap, box_mask, measure, pixel_counts, ratios
-from ..predict import RULES, encode_draws, evaluation_mode, full_size, min_max, relevance_of, segment_scores, unknown_words, weigh
+from ..metrics import aggregate, as_stack, at_least, bootstrap, box_mask, check_shapes, measures, pixel_counts, ratios, read_counts
+from ..predict import RULES, encode_draws, evaluation_mode, full_size, min_max, patch_scores, relevance_of, segment_scores, unknown_words, weigh
 
 # %% auto #0
 __all__ = ['TRIVIAL', 'BLIND', 'ORACLE', 'MEAN', 'COLUMNS', 'NAMES', 'photo_texts', 'photo_batches', 'expressions_by_photo',
-           'Truth', 'truth', 'score_rows', 'trivial_mask', 'random_slot', 'tidy', 'in_order', 'evaluate',
-           'coco_results', 'evaluate_results', 'count_unknown', 'summary', 'summary_line', 'pretty']
+           'check_measurable', 'Truth', 'truth', 'score_rows', 'trivial_mask', 'random_slot', 'tidy', 'in_order',
+           'evaluate', 'coco_results', 'evaluate_results', 'count_unknown', 'summary', 'summary_line', 'pretty']
 
 # %% ../../nbs/46_evaluate.ipynb #21bc624d
 def _has_box(
@@ -86,9 +88,20 @@ def expressions_by_photo(
     batch: Any,                     # `Batch` with B photos
 ) -> list[list[Expression]]:        # B lists, in the batch's order
     "The expressions of each photo of a batch."
-    groups: list[list[Expression]] = [[] for _ in batch.photos]
-    for e, b in zip(batch.expressions, batch.image_of_text.tolist(), strict=True): groups[b].append(e)
-    return groups
+    groups: dict[Path, list[Expression]] = {p: [] for p in batch.photos}
+    for e in batch.expressions: groups[e.image].append(e)
+    return [*groups.values()]
+
+# %% ../../nbs/46_evaluate.ipynb #b2766bea
+def check_measurable(
+    expressions: Iterable[Expression],  # that will be measured later
+) -> None:
+    "`ValueError` for what would end a measurement: an expression without mask or box, a mask that is empty or malformed, a photo that cannot be decoded."
+    def look(es: list[Expression]) -> None:
+        es[0].photo()
+        for e in {e.ref_id: e for e in es if has_mask(e)}.values(): e.masks  # noqa: B018
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for kind in _by_annotation(expressions): list(pool.map(look, by_photo(kind).values()))
 
 # %% ../../nbs/46_evaluate.ipynb #f5a931fc
 class Truth(NamedTuple):
@@ -109,6 +122,20 @@ def truth(
                  stack(lambda e: box_mask(e.box, e.height, e.width)) if _has_box(es[0]) else None)
 
 # %% ../../nbs/46_evaluate.ipynb #ea51cec5
+_Counts = dict[str, dict[str, Tensor]]
+
+def _counted(
+    es: Sequence[Expression],   # T expressions of one photo
+    score: Tensor,              # (T,H,W) scores or bool masks
+    true: Truth,                # their ground truth
+    threshold: float,           # mask = score ≥ threshold
+) -> _Counts:                    # for masks and boxes, where there are any, on the device
+    "Pixels counted; nothing is read, so a GPU need not wait."
+    if true.masks is not None: check_shapes(score, true.masks, [_name(e) for e in es])
+    return {k: pixel_counts(score, v, threshold) for k, v in true._asdict().items() if v is not None}
+
+def _name(e: Expression) -> str: return f'{e.sent_id} ({e.image.name})'
+
 def score_rows(
     es: Sequence[Expression],   # T expressions of one photo
     score: Tensor,              # (T,H,W) scores or bool masks
@@ -116,11 +143,16 @@ def score_rows(
     threshold: float = .5,      # mask = score ≥ threshold
 ) -> list[dict[str, Any]]:      # T rows of plain numbers
     "The measures of a photo's expressions: of masks where there are masks, pointing inside the box where there are boxes."
-    cols: dict[str, np.ndarray] = {}
-    if true.masks is not None: cols = measure(score, true.masks, threshold, [f'{e.sent_id} ({e.image.name})' for e in es])
-    if true.boxes is not None:
-        n = pixel_counts(score, true.boxes, threshold)
-        cols['pointing_box'] = n['peak_inside'] / n['peak']
+    return _rows(es, _counted(es, score, true, threshold))
+
+def _rows(
+    es: Sequence[Expression],   # T expressions of one photo
+    counts: _Counts,
+) -> list[dict[str, Any]]:      # T rows of plain numbers
+    "Counts read and turned into measures."
+    n = {k: read_counts(v, [_name(e) for e in es]) for k, v in counts.items()}
+    cols = measures(n['masks']) if 'masks' in n else {}
+    if 'boxes' in n: cols['pointing_box'] = n['boxes']['peak_inside'] / n['boxes']['peak']
     def row(i: int, e: Expression) -> dict[str, Any]:
         return dict(sent_id=e.sent_id, image_id=e.image_id, split=e.split, sentence=e.sentence, **{k: v[i].item() for k, v in cols.items()})
     return [row(i, e) for i, e in enumerate(es)]
@@ -160,7 +192,7 @@ def _best_slot(
     "For each expression the slot whose mask has the largest IoU with the truth."
     wanted = true.boxes if true.masks is None else true.masks
     assert wanted is not None
-    target, own = wanted.flatten(1).float(), (full_size(slot_maps, wanted.shape[1:]) >= threshold).flatten(1).float()   # (T,H·W), (K,H·W)
+    target, own = wanted.flatten(1).float(), at_least(full_size(slot_maps, wanted.shape[1:]), threshold).flatten(1).float()   # (T,H·W), (K,H·W)
     both = target @ own.T
     iou = both / (target.sum(1, keepdim=True) + own.sum(1) - both)
     return F.one_hot(iou.argmax(1), len(slot_maps)).to(slot_maps)
@@ -199,14 +231,16 @@ def _batch_scores(
     "Scores of every expression on its own photo, at the size of the annotation, under each rule and draw."
     groups, total = expressions_by_photo(batch), dict[int, Tensor]()
     text = model.encode_text(batch.input_ids, batch.attention_mask).split([len(es) for es in groups])
-    def at_size(weights: Tensor, maps: Tensor, e: Expression) -> Tensor: return full_size(segment_scores(weights, maps), (e.height, e.width))
+    def at_size(score: Tensor, e: Expression) -> Tensor: return full_size(score, (e.height, e.width))
     for draw, out in encode_draws(model, batch.pixel_values, [es[0].image_id for es in groups], draws, batch.features):
         for b, es in enumerate(groups):
             maps = at_least_float32(out.slot_maps[b])
             relevance = relevance_of(model, [e.sentence for e in es], text[b], out.slots[b:b + 1], maps)
-            for rule in rules:
-                if rule != MEAN: yield rule, draw, b, at_size(_weights(rule, es, relevance, maps, draw, trues[b], threshold), maps, es[0])
-            if MEAN in rules: total[b] = total.get(b, 0) + at_size(relevance, maps, es[0])
+            own = patch_scores(model, relevance, maps, out.features[b], [e.sentence for e in es])
+            for rule in (r for r in rules if r != MEAN):
+                score = own if rule == 'relevance' else segment_scores(_weights(rule, es, relevance, maps, draw, trues[b], threshold), maps)
+                yield rule, draw, b, at_size(score, es[0])
+            if MEAN in rules: total[b] = total.get(b, 0) + at_size(own, es[0])
     yield from ((MEAN, draws[0], b, min_max(score)) for b, score in total.items())
 
 def _trivial_scores(
@@ -220,6 +254,20 @@ def _trivial_scores(
             yield rule, draw, b, trivial_mask(rule, (es[0].height, es[0].width)).to(batch.input_ids.device).expand(len(es), -1, -1)
 
 # %% ../../nbs/46_evaluate.ipynb #8ee273f4
+def _batch_counts(
+    model: Any, batch: Any, rules: Sequence[str], draws: Sequence[int],     # as `_batch_rows`
+    trues: Sequence[Truth],         # of each photo
+    threshold: float, keep_masks: bool,
+) -> list[tuple[str, int, int, _Counts, Tensor | None]]:     # rule, draw, index b of the photo, counts, and masks (T_b,H,W) where they are kept
+    "All that a GPU computes for a batch; the CPU waits for none of it."
+    groups, slots, found = expressions_by_photo(batch), [r for r in rules if r not in TRIVIAL], list[Any]()
+    scored = _batch_scores(model, batch, slots, draws, trues, threshold) if slots else ()
+    for rule, draw, b, score in chain(_trivial_scores(batch, [r for r in rules if r in TRIVIAL], draws[0]), scored):
+        kept = keep_masks and (rule, draw) == (rules[0], draws[0])
+        masks = None if not kept else score if score.dtype == torch.bool else at_least(score, threshold)
+        found.append((rule, draw, b, _counted(groups[b], score, trues[b], threshold), masks))
+    return found
+
 def _batch_rows(
     model: Any,                     # as `evaluate`
     batch: Any,                     # `Batch` on the model's device
@@ -228,17 +276,12 @@ def _batch_rows(
     threshold: float = .5,          # mask = score ≥ threshold
     keep_masks: bool = False,       # the mask under the first rule and draw in the column `rle`
 ) -> list[dict[str, Any]]:          # a row for each rule, draw and expression
-    "`evaluate`'s rows of one batch of photos."
+    "`evaluate`'s rows of one batch of photos. Numbers are read when all of them have been asked for."
     groups, rows = expressions_by_photo(batch), list[dict[str, Any]]()
     trues = [truth(es, batch.input_ids.device) for es in groups]
-    slots = [r for r in rules if r not in TRIVIAL]
-    scored = _batch_scores(model, batch, slots, draws, trues, threshold) if slots else ()
-    for rule, draw, b, score in chain(_trivial_scores(batch, [r for r in rules if r in TRIVIAL], draws[0]), scored):
-        new = [dict(rule=rule, draw=draw) | r for r in score_rows(groups[b], score, trues[b], threshold)]
-        if keep_masks and (rule, draw) == (rules[0], draws[0]):
-            masks = score if score.dtype == torch.bool else score >= threshold
-            new = [r | dict(rle=rle) for r, rle in zip(new, run_lengths(masks.cpu()), strict=True)]
-        rows += new
+    for rule, draw, b, counts, masks in _batch_counts(model, batch, rules, draws, trues, threshold, keep_masks):
+        new = [dict(rule=rule, draw=draw) | r for r in _rows(groups[b], counts)]
+        rows += new if masks is None else [r | dict(rle=rle) for r, rle in zip(new, run_lengths(masks.cpu()), strict=True)]
     return rows
 
 # %% ../../nbs/46_evaluate.ipynb #1d2621d4
@@ -274,13 +317,15 @@ def evaluate(
     tokenizer: Any = None,                      # default: the model's own
     workers: int = 0,                           # processes that decode photos
     keep_masks: bool = False,                   # add the mask under the first rule and draw, as run lengths, in the column `rle`
+    precision: str = '',                        # fp32, fp16, bf16 or auto; default as the weights are
 ) -> pd.DataFrame:                              # a row for each rule, draw and expression
     "Measure every expression; the columns are `COLUMNS`, where there are masks and boxes to fill them. Errors name the record."
     asked, draws = [*dict.fromkeys([*rules, *((*TRIVIAL, *BLIND) if baselines else ())])], [*dict.fromkeys(draws)]
     _check_rules(asked)
+    if not draws: raise ValueError('draws is empty; at least one slot draw is needed')
     batches = photo_batches(model, expressions, batch_size, features, tokenizer, workers)
     found: dict[tuple[int, int], list[dict[str, Any]]] = {}     # (kind, number of the batch) → rows
-    with evaluation_mode(model, device) as where, tqdm(total=sum(map(len, batches)), desc='evaluate', disable=not progress) as bar:
+    with evaluation_mode(model, device, precision) as where, tqdm(total=sum(map(len, batches)), desc='evaluate', disable=not progress) as bar:
         for kind, i, batch in ((k, i, b) for k, some in enumerate(batches) for i, b in enumerate(some)):
             found[kind, i] = _batch_rows(model, batch.to(where), asked, draws, threshold, keep_masks)
             bar.update()

@@ -28,7 +28,7 @@ from . import evaluate, photo_texts
 def principal_component(
     features: Tensor,   # (B,h,w,C) of the backbone
 ) -> Tensor:            # (B,h,w), higher on what stands out
-    "Projection of the patches on their first principal component, positive away from the border"
+    "Projection of the patches on their first principal component, positive away from the border."
     b, h, w, _ = features.shape
     x = features.flatten(1, 2).float()
     x = x - x.mean(1, keepdim=True)
@@ -44,7 +44,7 @@ def _cls_attention(
     pixel_values: Tensor,   # (B,3,H,W)
     grid: tuple[int, int],  # h,w of its patches
 ) -> Tensor:                # (B,h,w)
-    "Attention of the CLS token over patches in the last block, mean over heads; ValueError for a backbone without"
+    "Attention of the CLS token over patches in the last block, mean over heads; ValueError for a backbone without."
     if getattr(vit, 'cls_token', None) is None: raise ValueError('this backbone has no CLS token, so no CLS attention')
     attn, seen = vit.blocks[-1].attn, list[Tensor]()                                                            # type: ignore[index, union-attr]
     hook = attn.qkv.register_forward_hook(lambda module, args, out: seen.append(out))                           # type: ignore[union-attr, operator]
@@ -57,10 +57,10 @@ def _cls_attention(
 
 # %% ../../nbs/47_evaluate.baselines.ipynb #fba58d44
 class Saliency(nn.Module):
-    "One map for each photo, whatever the expression says, with the backbone of a model: `evaluate` takes it in the model's place"
+    "One map for each photo, whatever the expression says, with the backbone of a model: `evaluate` takes it in the model's place."
     num_slots = 1
 
-    def __init__(self, model: SaG, kind: str): # 'principal component' or 'CLS attention'
+    def __init__(self, model: SaG, kind: str):  # 'principal component' or 'CLS attention'
         super().__init__()
         self.model, self.kind, self.config, self.tokenizer = model, kind, model.config, model.tokenizer
 
@@ -79,7 +79,7 @@ def _mean_pairs(
     expressions: Sequence[Expression],              # to learn from
     features: Mapping[Path, Tensor] | None = None,  # (N,C) of each photo, in place of decoding it
 ) -> tuple[Tensor, Tensor]:                         # pooled text (T,H), mean patch of its photo (T,C)
-    "Sentences and photos as one vector each"
+    "Sentences and photos as one vector each."
     text, image = list[Tensor](), list[Tensor]()
     data = photo_texts(model, expressions, features)
     with evaluation_mode(model) as device:
@@ -94,8 +94,8 @@ def ridge(
     x: Tensor,              # (T,H)
     y: Tensor,              # (T,C)
     penalty: float = 1.,    # on the squared weights, in units of the mean variance of x's columns times T
-) -> tuple[Tensor, Tensor, Tensor]: # mean of x (H,), weights (H,C), mean of y (C,)
-    "Linear regression with a penalty: y ≈ (x − mean of x) · weights + mean of y"
+) -> tuple[Tensor, Tensor, Tensor]:  # mean of x (H,), weights (H,C), mean of y (C,)
+    "Linear regression with a penalty: y ≈ (x − mean of x) · weights + mean of y."
     mx, my = x.mean(0), y.mean(0)
     gram = (x - mx).T @ (x - mx)
     weights = torch.linalg.solve(gram + penalty*gram.diagonal().mean()*torch.eye(len(gram), device=x.device), (x - mx).T @ (y - my))
@@ -103,8 +103,8 @@ def ridge(
 
 # %% ../../nbs/47_evaluate.baselines.ipynb #9497ba6f
 class NamedCluster(nn.Module):
-    "k-means of a model's patches, and the cluster that a ridge regression from text points to: `evaluate` takes it in the model's place"
-    def __init__(self, model: SaG, pairs: tuple[Tensor, Tensor]): # of `_mean_pairs`
+    "k-means of a model's patches, and the cluster that a ridge regression from text points to: `evaluate` takes it in the model's place."
+    def __init__(self, model: SaG, pairs: tuple[Tensor, Tensor]):  # of `_mean_pairs`
         super().__init__()
         self.model, self.config, self.tokenizer, self.num_slots = model, model.config, model.tokenizer, model.num_slots
         self.mx, self.weights, self.my = ridge(*pairs)
@@ -115,11 +115,11 @@ class NamedCluster(nn.Module):
         maps = F.one_hot(labels, self.num_slots).to(centres).transpose(1, 2).unflatten(2, x.shape[1:3])
         return SaGOutput(centres - self.my, maps, x.flatten(1, 2))
 
-    def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor: # where its photo lies, from the average photo
+    def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:  # where its photo lies, from the average photo
         return (self.model.text.pooled(input_ids, attention_mask) - self.mx) @ self.weights
 
     def relevance(self, slots: Tensor, text: Tensor) -> Tensor:
-        near = F.normalize(text, dim=-1) @ F.normalize(slots, dim=-1).transpose(1, 2) # (B,T,K)
+        near = F.normalize(text, dim=-1) @ F.normalize(slots, dim=-1).transpose(1, 2)  # (B,T,K)
         return F.one_hot(near.argmax(-1), self.num_slots).to(slots)
 
 # %% ../../nbs/47_evaluate.baselines.ipynb #b92962ca
@@ -131,7 +131,7 @@ def untrained_rules(
     features: Mapping[Path, Tensor] | None = None,  # (N,C) of each training photo, in place of decoding it
     progress: bool = True,                          # show a bar
 ) -> pd.DataFrame:                                  # rows as `evaluate` gives them, a rule for each baseline
-    "What the backbones give without training"
+    "What the backbones give without training."
     made: dict[str, Callable[[], nn.Module]] = {'principal component': lambda: Saliency(model, 'principal component')}
     if getattr(model.image.backbone, 'cls_token', None) is not None: made['CLS attention'] = lambda: Saliency(model, 'CLS attention')
     if train: made['k-means'] = lambda: NamedCluster(model, _mean_pairs(model, train, features))

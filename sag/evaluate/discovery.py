@@ -24,8 +24,8 @@ from ..predict import encode_draws, evaluation_mode
 from . import expressions_by_photo, in_order, photo_batches
 
 # %% auto #0
-__all__ = ['MEASURES', 'hard_assignment', 'shared_pixels', 'check_objects', 'best_overlap', 'corloc', 'fg_ari', 'object_masks',
-           'blind_cuts', 'cut_rows', 'discover', 'batch_cuts', 'discovery_summary']
+__all__ = ['MEASURES', 'hard_assignment', 'best_overlap', 'corloc', 'fg_ari', 'object_masks', 'blind_cuts', 'cut_rows',
+           'discover', 'discovery_summary']
 
 # %% ../../nbs/48_evaluate.discovery.ipynb #aae09936
 def hard_assignment(
@@ -37,7 +37,7 @@ def hard_assignment(
     return F.interpolate(slot_maps[None].float(), size, mode='bilinear', align_corners=False)[0].argmax(0)
 
 # %% ../../nbs/48_evaluate.discovery.ipynb #2647471a
-def shared_pixels(
+def _shared_pixels(
     assignment: Tensor,     # (H,W) slot of each pixel
     masks: Tensor,          # (M,H,W) bool
 ) -> Tensor:                # (M,K) pixels that each mask shares with each slot
@@ -45,10 +45,7 @@ def shared_pixels(
     k = int(assignment.max()) + 1
     return torch.stack([assignment[m].bincount(minlength=k) for m in masks])
 
-def check_objects(
-    assignment: Tensor,     # (H,W)
-    masks: Tensor,          # (M,H,W)
-) -> None:
+def _check_objects(assignment: Tensor, masks: Tensor) -> None:
     "`ValueError` where the sizes differ, there is no object, or one has no pixel."
     if masks.dtype != torch.bool or masks.ndim != 3 or masks.shape[1:] != assignment.shape:
         raise ValueError(f'the assignment is {tuple(assignment.shape)} and the masks are {tuple(masks.shape)} of {masks.dtype}; '
@@ -63,8 +60,8 @@ def best_overlap(
     masks: Tensor,          # (M,H,W) bool, the photo's objects
 ) -> Tensor:                # (M,) double, in [0,1]
     "The largest IoU of any slot with each object. `ValueError` where the sizes differ or an object has no pixel."
-    check_objects(assignment, masks)
-    both = shared_pixels(assignment, masks)
+    _check_objects(assignment, masks)
+    both = _shared_pixels(assignment, masks)
     union = assignment.flatten().bincount(minlength=both.shape[1]) + masks.flatten(1).sum(1, keepdim=True) - both
     return (both.double()/union).amax(1)
 
@@ -74,7 +71,7 @@ def corloc(
     masks: Tensor,          # (M,H,W) bool, the photo's objects
 ) -> bool:
     "Whether the box round some slot has an IoU ≥ ½ with the box round some object. `ValueError` as `best_overlap`."
-    check_objects(assignment, masks)
+    _check_objects(assignment, masks)
     slots = assignment == assignment.unique()[:, None, None]    # those that hold a pixel
     edge = torch.tensor([0, 0, 1, 1], device=masks.device)      # torchvision names the last pixel, a box ends behind it
     return bool((box_iou(masks_to_boxes(slots) + edge, masks_to_boxes(masks) + edge) >= .5).any())
@@ -85,9 +82,9 @@ def fg_ari(
     masks: Tensor,          # (M,H,W) bool, the photo's objects
 ) -> float:                 # at most 1; NaN where fewer than two objects have a pixel of their own
     "Adjusted Rand index on the pixels of exactly one object (Hubert & Arabie 1985). `ValueError` as `best_overlap`."
-    check_objects(assignment, masks)
+    _check_objects(assignment, masks)
     def pairs(groups: Tensor) -> Tensor: return (groups*(groups - 1)).sum()/2
-    n = shared_pixels(assignment, masks & (masks.sum(0) == 1)).double()     # (M,K)
+    n = _shared_pixels(assignment, masks & (masks.sum(0) == 1)).double()     # (M,K)
     if (n.sum(1) > 0).sum() < 2: return float('nan')
     both, objects, slots = pairs(n), pairs(n.sum(1)), pairs(n.sum(0))
     chance, most = objects*(slots/pairs(n.sum())), (objects + slots)/2
@@ -132,15 +129,11 @@ def discover(
     found: dict[tuple[int, int], list[dict[str, Any]]] = {}     # (kind of annotation, number of the batch) → rows
     with evaluation_mode(model) as where:
         for kind, batches in enumerate(photo_batches(model, expressions, batch_size, features)):
-            for i, batch in enumerate(batches): found[kind, i] = batch_cuts(model, batch.to(where), [*dict.fromkeys(draws)])
+            for i, batch in enumerate(batches): found[kind, i] = _batch_cuts(model, batch.to(where), [*dict.fromkeys(draws)])
     return pd.DataFrame(in_order(found))
 
 # %% ../../nbs/48_evaluate.discovery.ipynb #b7511ee5
-def batch_cuts(
-    model: Any,             # as `discover`
-    batch: Any,             # `Batch` on the model's device
-    draws: Sequence[int],   # numbers of the draws
-) -> list[dict[str, Any]]:
+def _batch_cuts(model: Any, batch: Any, draws: Sequence[int]) -> list[dict[str, Any]]:
     "`discover`'s rows of one batch of photos."
     groups = expressions_by_photo(batch)
     sizes = [(es[0].height, es[0].width) for es in groups]

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from ..data.batches import at_least_float32, loader
-from ..data.expressions import Expression
-from ..predict import encode_draws, evaluation_mode, full_size, relevance_of, segment_scores
+from ..data.expressions import Expression, has_mask
+from ..metrics import box_mask
+from ..predict import encode_draws, evaluation_mode, full_size, patch_scores, relevance_of
 from . import expressions_by_photo, photo_texts
 
 # %% ../../nbs/49_evaluate.retrieval.ipynb #d7123d00
@@ -75,7 +76,7 @@ def presence_threshold(
 # %% ../../nbs/49_evaluate.retrieval.ipynb #17dfbd31
 def evaluate_presence(
     model: Any,                                     # SaG, with a tokenizer
-    expressions: Sequence[Expression],              # with masks, or `no_target`
+    expressions: Sequence[Expression],              # with masks or boxes, or `no_target`
     presence: float,                                # of `presence_threshold`; an expression below it gets an empty mask
     threshold: float = .5,                          # mask = score ≥ threshold
     draw: int = 0,                                  # number of the slot draw
@@ -89,10 +90,10 @@ def evaluate_presence(
             b, groups = b.to(device), expressions_by_photo(b)
             text = model.encode_text(b.input_ids, b.attention_mask).split([len(es) for es in groups])
             _, out = next(encode_draws(model, b.pixel_values, [es[0].image_id for es in groups], [draw], b.features))
-            for es, words, slots, maps in zip(groups, text, out.slots, at_least_float32(out.slot_maps), strict=True):
+            for es, words, slots, maps, features in zip(groups, text, out.slots, at_least_float32(out.slot_maps), out.features, strict=True):
                 fit = (at_least_float32(model.gather(slots[None], words)[0][0])*words).sum(1)
                 relevance = relevance_of(model, [e.sentence for e in es], words, slots[None], maps)
-                masks = full_size(segment_scores(relevance, maps), (es[0].height, es[0].width)) >= threshold
+                masks = full_size(patch_scores(model, relevance, maps, features, [e.sentence for e in es]), (es[0].height, es[0].width)) >= threshold
                 rows += _presence_rows(es, fit.cpu(), (masks & (fit >= presence)[:, None, None]).cpu().numpy())
     return pd.DataFrame(rows)
 
@@ -102,6 +103,7 @@ def _presence_rows(
     masks: np.ndarray,          # (T,H,W) bool
 ) -> list[dict[str, Any]]:
     "Rows of `evaluate_presence`; the truth of an expression that names nothing is empty."
-    true = [np.zeros_like(m) if e.no_target else e.mask for e, m in zip(es, masks, strict=True)]
+    def truth(e: Expression) -> np.ndarray: return e.mask if has_mask(e) else box_mask(e.box, e.height, e.width)
+    true = [np.zeros_like(m) if e.no_target else truth(e) for e, m in zip(es, masks, strict=True)]
     return [dict(sent_id=e.sent_id, image_id=e.image_id, sentence=e.sentence, no_target=e.no_target, fit=float(f), empty=not m.any(),
                  intersection=int((m & t).sum()), union=int((m | t).sum())) for e, f, m, t in zip(es, fit, masks, true, strict=True)]

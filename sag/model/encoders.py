@@ -9,7 +9,8 @@ __all__ = ['TEXT_ENCODERS', 'empty_backbone', 'one_grid', 'load_backbone', 'stan
 # %% ../../nbs/31_model.encoders.ipynb #e6e0e080
 import logging
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,8 @@ def empty_backbone(
         try:
             with torch.device('meta'): return timm.create_model(name, **(offer | args)), offer | args
         except TypeError as e: error = str(e)
-        except (AssertionError, RuntimeError) as e: raise ValueError(f'{name} cannot be built for {config.image_size} pixels, image_args={args}: {e}') from None
+        except Exception as e: # of any kind, by what the arguments are
+            raise ValueError(f'{name} cannot be built for {config.image_size} pixels, image_args={args}: {" ".join(str(e).split())}') from None
     raise ValueError(f'{name} does not take image_args={args}: {error}')
 
 def one_grid(
@@ -98,8 +100,20 @@ def _pyramid_backbone(
     return timm.create_model(config.image_encoder, features_only=True, out_indices=levels, **args, **weights)
 
 # %% ../../nbs/31_model.encoders.ipynb #6ff9a6e1
-_PREFIXES = '', 'module.', 'model.', 'backbone.', 'encoder.', 'visual.', 'image.backbone.', '_orig_mod.'
 _log = logging.getLogger(__name__)
+
+def _prefix(
+    state: Iterable[str], # names in a file
+    known: set[str], # the model's own
+    source: str, # the file, for the message
+) -> str: # such as 'module.' or 'module.backbone.', or ''
+    "What stands before the model's own names. A file with several such models is a ValueError."
+    told = sorted(known, key=len)[-9:] # the longest names tell most
+    ends = {'': 0} | {n.removesuffix(k): 0 for n in state for k in told if n.endswith(f'.{k}')}
+    fits = {p: sum(n.startswith(p) and n.removeprefix(p) in known for n in state) for p in ends}
+    best, *others = sorted(fits, key=lambda p: -fits[p])
+    if others and fits[best] == fits[others[0]] > 0: raise ValueError(f'{source} holds several such models, {best!r} and {others[0]!r}: save one of them')
+    return best
 
 def _read_weights(
     path: str | Path, # .safetensors, or a PyTorch file
@@ -112,11 +126,10 @@ def _read_weights(
     except Exception as e: raise ValueError(f'{path} is no weights file but {looks_like(path)} ({str(e).splitlines()[0]})') from None
     if not all(isinstance(v, Tensor) for v in state.values()): raise ValueError(f'{path} holds more than named tensors; save a state_dict')
     if bad := next((n for n, v in state.items() if v.is_floating_point() and not v.isfinite().all()), None): raise ValueError(f'{path}: {bad} is not finite')
-    known = set(names)
-    found = {p: {n.removeprefix(p): v for n, v in state.items() if n.startswith(p)} for p in _PREFIXES}
-    best = max(_PREFIXES, key=lambda p: len(known & found[p].keys()))
-    if best: _log.warning('%s: the prefix %r of %d names is stripped', path, best, len(found[best]))
-    return found[best]
+    prefix = _prefix(state, set(names), str(path))
+    found = {n.removeprefix(prefix): v for n, v in state.items() if n.startswith(prefix)}
+    if prefix: _log.warning('%s: the prefix %r of %d names is stripped', path, prefix, len(found))
+    return found
 
 def load_backbone(
     build: Callable[..., nn.Module], # takes the arguments of `timm.create_model` that choose weights
@@ -202,17 +215,23 @@ def _text_settings(
     "The text encoder's own configuration. An unsupported family or pooling is a ValueError, an unreadable folder or name an OSError."
     from transformers import AutoConfig
     if wrong := [a for a in _FOREIGN if config.text_args.get(a)]: raise ValueError(f'text_args may not hold {wrong[0]!r}: it makes a library fetch or run code')
-    try:
+    with _told(config, weights):
         if weights == 'random': found = AutoConfig.for_model(**(dict(model_type='bert') | config.text_args))
         else: found = AutoConfig.from_pretrained(config.text_encoder, trust_remote_code=False)
-    except OSError as e: raise OSError(_unreadable.format(config.text_encoder, e)) from None
     found = getattr(found, 'text_config', found) # the text part of CLIP and SigLIP
     if found.model_type not in TEXT_ENCODERS: raise ValueError(f"text encoders of type {found.model_type!r} are not supported; take {', '.join(TEXT_ENCODERS)}")
     if config.text_pooling not in ('cls', 'mean', 'last'): raise ValueError(f"text_pooling={config.text_pooling!r}; choose cls, mean or last")
     if config.text_pooling == 'cls' and found.model_type in _NO_CLS: raise ValueError(f"{found.model_type} has no [CLS]; set text_pooling='mean' or 'last'")
     return found
 
-_unreadable = "text encoder {!r} could not be loaded; give a local folder, or text_weights='random' ({})"
+@contextmanager
+def _told(config: SaGConfig, weights: str) -> Iterator[None]:
+    "One line for whatever transformers makes of a folder, a name or settings: ValueError, or OSError for what cannot be loaded."
+    try: yield
+    except Exception as e:
+        said = f'{type(e).__name__}: {" ".join(str(e).split())[:300]}'
+        if weights == 'random': raise ValueError(f'text_args describe no text encoder ({said})') from None
+        raise OSError(f"text encoder {config.text_encoder!r} could not be loaded; give a local folder, or text_weights='random' ({said})") from None
 
 def text_backbone(
     config: SaGConfig, # text_encoder, text_args and text_pooling are read
@@ -224,11 +243,12 @@ def text_backbone(
     import transformers
     settings = _text_settings(config, weights)
     cls = getattr(transformers, TEXT_ENCODERS[settings.model_type])
-    if weights == 'random': model = cls._from_config(settings)
-    else:
-        try: model, info = cls.from_pretrained(config.text_encoder, config=settings, dtype=torch.float32, output_loading_info=True)
-        except OSError as e: raise OSError(_unreadable.format(config.text_encoder, e)) from None
+    with _told(config, weights):
+        if weights == 'random': model = cls._from_config(settings)
+        else: model, info = cls.from_pretrained(config.text_encoder, config=settings, dtype=torch.float32, output_loading_info=True)
+    if weights != 'random':
         lost = [n for n in (*info['missing_keys'], *info['mismatched_keys']) if not re.search(r'\b(pooler|head)\b', str(n))]
+        lost += [f'{n} (not finite)' for n, v in model.state_dict().items() if v.is_floating_point() and not v.isfinite().all()]
         if lost: raise ValueError(f'text encoder {config.text_encoder!r} lacks {len(lost)} weights: {", ".join(map(str, lost[:5]))}')
     for part in model, getattr(model, 'text_model', model):
         if getattr(part, 'pooler', None) is not None: part.pooler = None

@@ -5,6 +5,7 @@
 # %% ../../nbs/66_runs.breakdown.ipynb #cc53e3de
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -26,17 +27,17 @@ from ..predict import as_model, trace
 from .compare import KEY, Entry, Group, keyed, per_expression, pooled
 
 # %% auto #0
-__all__ = ['PLACES', 'COLOURS', 'data_of', 'distractors', 'kinds_of', 'breakdown', 'show_breakdown', 'breakdown_panel',
-           'extremes', 'show_expressions', 'pictures']
+__all__ = ['PLACES', 'COLOURS', 'data_of', 'distractors', 'breakdown', 'show_breakdown', 'extremes', 'pictures']
 
 # %% ../../nbs/66_runs.breakdown.ipynb #d7526620
 def data_of(
     run: Entry,  # measured on a data set
-) -> Expressions | None:  # of all splits; None if it is not at hand
+) -> Expressions | None:  # of all splits; None if it is not available
     "The data set a run was measured on; nothing is generated or fetched."
     root = run.data.get('root')
     found = next((p for p in (Path(root), project_root()/root) if p.is_dir()), None) if root else None
-    try: return load(run.data['dataset'], found, run.data['split_by']) if found else None
+    more = dict(images=run.data.get('images') or None, columns=json.loads(run.data.get('columns') or '{}'))
+    try: return load(run.data['dataset'], found, run.data['split_by'], **more) if found else None
     except FileNotFoundError: return None
 
 def _key(e: Expression) -> tuple: return e.split, e.image_id, e.sent_id, e.sentence  # as `KEY`
@@ -54,36 +55,25 @@ def distractors(
 PLACES = {'left': 'left', 'right': 'right', 'middle': 'middle|center|centre|mid', 'top': 'top|upper|above', 'bottom': 'bottom|lower|below'}
 COLOURS = {c: c for c in 'black white red green blue yellow orange brown pink purple'.split()} | {'grey': 'grey|gray'}
 
-def _says(
-    sentences: pd.Series,  # expressions
-    words: dict[str, str],  # label → alternatives
-    none: str,  # label of what says none of them
-) -> dict[str, np.ndarray]:  # label → bool; an expression may be in several
+def _says(sentences: pd.Series, words: dict[str, str], none: str) -> dict[str, np.ndarray]:
     "Which expressions say a word."
     found = {k: sentences.str.contains(rf'\b(?:{v})\b', case=False).to_numpy(bool) for k, v in words.items()}
     return found | {none: ~np.any(list(found.values()), 0)}
 
-def _binned(
-    values: pd.Series,  # numbers, NaN: not known
-    starts: dict[str, float],  # label → where its bin begins; it ends where the next begins, the last one nowhere
-) -> dict[str, np.ndarray]:  # label → bool
+def _binned(values: pd.Series, starts: dict[str, float]) -> dict[str, np.ndarray]:  # label → bool
     "Which values lie in which bin."
     found = pd.cut(values, [*starts.values(), np.inf], right=False, labels=list(starts))
     return {k: (found == k).to_numpy() for k in starts}
 
 # %% ../../nbs/66_runs.breakdown.ipynb #86fb7627
-def _number(
-    sentences: pd.Series,  # expressions
-) -> dict[str, np.ndarray]:  # 'plural', 'singular' → bool; neither where no noun is found
+def _number(sentences: pd.Series) -> dict[str, np.ndarray]:  # 'plural', 'singular' → bool; neither where no noun is found
     "Whether the head of an expression's first noun phrase looks like a plural."
     heads = [head(phrases[0]) if (phrases := noun_phrases(s)) else '' for s in sentences]
     several, any_noun = np.array([plural(h) for h in heads], bool), np.array([h != '' for h in heads], bool)
     return {'plural': several, 'singular': any_noun & ~several}
 
 # %% ../../nbs/66_runs.breakdown.ipynb #b83d5e0c
-def kinds_of(
-    expressions: pd.DataFrame,  # columns of `KEY`, share (of the photo), others (distractors); NaN: not known
-) -> dict[str, dict[str, np.ndarray]]:  # breakdown → label → bool
+def _kinds_of(expressions: pd.DataFrame) -> dict[str, dict[str, np.ndarray]]:  # breakdown → label → bool
     "The ways to divide expressions; those of which nothing is known are left out."
     text = expressions.sentence
     parts = {'split': {s: (expressions.split == s).to_numpy() for s in expressions.split.unique()},
@@ -95,10 +85,7 @@ def kinds_of(
     return {k: v for k, v in parts.items() if len(v) > 1}
 
 # %% ../../nbs/66_runs.breakdown.ipynb #041b7f06
-def _described(
-    group: Group,  # one or more runs
-    known: Expressions | None = None,  # the data set, see `data_of`
-) -> pd.DataFrame:  # a row for each expression, in the order of `keyed`, columns as `kinds_of` takes them
+def _described(group: Group, known: Expressions | None = None) -> pd.DataFrame:
     "What is known of a group's expressions."
     rows = group.runs[0].rows
     found = keyed(rows).to_frame(index=False).assign(share=np.nan)
@@ -116,7 +103,7 @@ def breakdown(
 ) -> pd.DataFrame:  # index: breakdown, label; expressions, photos, the measure in %, lo, hi
     "A measure for each kind of expression, with intervals over photos; fewer than 5 photos give none (NaN)."
     facts = _described(group, known)
-    kinds = {(k, label): m for k, v in kinds_of(facts).items() for label, m in v.items()}
+    kinds = {(k, label): m for k, v in _kinds_of(facts).items() for label, m in v.items()}
     member = np.stack(list(kinds.values()), 1)  # expressions × kinds
     own = per_expression(pooled(group), measure).loc[pd.MultiIndex.from_frame(facts[[*KEY, 'copy']])]
     num, den = (own[c].to_numpy()[:, None]*member for c in ('num', 'den'))
@@ -140,18 +127,13 @@ def show_breakdown(
     size = 6, sum(heights) + .2
     fig, axs = plt.subplots(len(heights), columns, figsize=size, dpi=80, squeeze=False, layout='constrained', height_ratios=heights)
     for ax, way in zip(axs.flat, sizes.index, strict=False):
-        breakdown_panel(ax, {k: t.loc[way] for k, t in tables.items() if way in t.index.get_level_values('by')}, measure, way)
+        _breakdown_panel(ax, {k: t.loc[way] for k, t in tables.items() if way in t.index.get_level_values('by')}, measure, way)
     for ax in axs.flat[len(sizes):]: ax.set_axis_off()
     fig.legend(*axs[0][0].get_legend_handles_labels(), loc='outside lower center', ncols=4, fontsize=6, frameon=False)
     return fig
 
 # %% ../../nbs/66_runs.breakdown.ipynb #df9d0c41
-def breakdown_panel(
-    ax: Any,  # where to draw
-    tables: dict[str, pd.DataFrame],  # group → rows of one way to divide
-    measure: str,  # the axis
-    title: str,  # above
-) -> None:
+def _breakdown_panel(ax: Any, tables: dict[str, pd.DataFrame], measure: str, title: str) -> None:
     "One way to divide; behind each kind, how many expressions are of it."
     count = next(iter(tables.values())).expressions
     for i, (group, t) in enumerate(tables.items()):
@@ -170,7 +152,7 @@ def breakdown_panel(
 def extremes(
     groups: Sequence[Group],  # one, a, or two measured on the same expressions, a and b
     shown: int = 4,  # expressions of each kind
-) -> pd.DataFrame:  # KEY, which (best, worst, changed), IoU in % of a (and b); pointing where there are only boxes
+) -> pd.DataFrame:  # KEY, which (best, worst, changed), IoU in % of a (and b); pointing if there are only boxes
     "Expressions to look at, from the first draw of the first training. Ties are broken by a fixed lot."
     def first(g: Group) -> pd.Series:
         rows = g.runs[0].rows
@@ -184,11 +166,7 @@ def extremes(
 
 # %% ../../nbs/66_runs.breakdown.ipynb #8615bcd0
 @plain_text()
-def show_expressions(
-    chosen: Sequence[Expression],  # a column each
-    models: dict[str, Any],  # name → model: a row each, below the truth
-    asked: Sequence[dict[str, Any]],  # of each model, how to measure: rule, threshold
-) -> Figure:
+def _show_expressions(chosen: Sequence[Expression], models: dict[str, Any], asked: Sequence[dict[str, Any]]) -> Figure:
     "Expressions with their ground truth and the masks that models find, in the first slot draw."
     tall, rows = max(e.height/e.width for e in chosen), 1 + len(models)
     size = 1.5*len(chosen), rows*(1.4*min(tall, 1) + .15) + .25
@@ -207,7 +185,7 @@ def show_expressions(
 def pictures(
     table: pd.DataFrame,  # of `extremes`
     groups: Sequence[Group],  # one or two
-) -> dict[str, Figure]:  # by which; none where a model or the photos are not at hand
+) -> dict[str, Figure]:  # by which; empty if a model or the photos are missing
     "The best, the worst and the most different expressions with their masks."
     runs = [g.runs[0] for g in groups]
     known = data_of(runs[0]) if all((r.origin/'model.safetensors').exists() for r in runs) else None
@@ -216,4 +194,4 @@ def pictures(
     how = [dict(rule=g.rule, threshold=g.runs[0].recipe['threshold']) for g in groups]
     find = {_key(e): e for e in known}
     chosen = {k: [find[o] for o in t[KEY].itertuples(index=False, name=None) if o in find] for k, t in table.groupby('which', sort=False)}
-    return {k: show_expressions(es, models, how) for k, es in chosen.items() if es}
+    return {k: _show_expressions(es, models, how) for k, es in chosen.items() if es}

@@ -71,9 +71,9 @@ class Entry:
     run: Run  # its folder
     name: str  # short, for tables
     status: str  # finished, failed, unfinished, not measured, or damaged and why
-    training: Run | None = None  # whose model was measured; None: not at hand
+    training: Run | None = None  # whose model was measured; None: not found
     recipe: dict[str, Any] = field(default_factory=dict)  # of the training, with the `rule` and `threshold` it was measured with
-    data: dict[str, Any] = field(default_factory=dict)  # what it was measured on: dataset, split_by, split, tag, root
+    data: dict[str, Any] = field(default_factory=dict)  # what it was measured on: dataset, split_by, split, tag, root, images, columns (JSON)
 
     @property
     def origin(self) -> Path: return (self.training or self.run).path  # the same for all measurements of a model
@@ -100,7 +100,8 @@ def _read(run: Run, name: str) -> Entry:
     training, recipe = _training_of(run, facts.get('model', '')), dict[str, Any](model=facts.get('model', ''))
     if training: recipe = asdict(Recipe()) | training.record.get('recipe', {}) if training.trained else read_json(training.path/'config.json')
     here = asked if asked.get('dataset') else {} if 'model' in facts and not asked else recipe  # its own data, unless it names others
-    data = {k: (here | facts).get(k, '') for k in ('dataset', 'split_by', 'split', 'root')} | dict(tag=asked.get('tag', ''))
+    data = {k: (here | facts).get(k) or '' for k in ('dataset', 'split_by', 'split', 'root', 'images')} | dict(tag=asked.get('tag', ''))
+    data['columns'] = json.dumps((here | facts).get('columns') or {})
     wrong = [f'{k}={v!r}' for k, v in data.items() if not isinstance(v, str)]
     if wrong: raise ValueError(f'{run.path} does not say what was measured: {", ".join(wrong)}')
     recipe |= dict(rule=next((r for r in facts.get('rules', {}) if r in RULES), ''), threshold=float(facts.get('threshold', .5)))
@@ -138,16 +139,11 @@ class Group(NamedTuple):
     runs: list[Entry]  # they differ in their seed
     rule: str = 'relevance'  # the inference rule, or one that needs no training, that is looked at
 
-def _kind(
-    run: Entry,
-    leave_out: Sequence[str] = (),  # further fields that do not count
-) -> str:  # the same for runs of one recipe
+def _kind(run: Entry, leave_out: Sequence[str] = ()) -> str:  # the same for runs of one recipe
     "What a recipe amounts to."
     return json.dumps({k: v for k, v in run.recipe.items() if k not in (*SAME, *leave_out)}, sort_keys=True)
 
-def _common_name(
-    names: Sequence[str],  # of runs of a group
-) -> str:  # 'full' for full/seed-0, full/seed-1; 'demo' for demo-0, demo-1; maybe ''
+def _common_name(names: Sequence[str]) -> str:  # 'full' for full/seed-0, full/seed-1; 'demo' for demo-0, demo-1; maybe ''
     "What names have in common, without the seed."
     start = os.path.commonprefix(list(names))
     return re.sub(r'[-_/= ]+(seed[-_=]?\d*)?$', '', start) or names[0]
@@ -234,10 +230,7 @@ def pooled(
     return pd.concat([r.rows[r.rows.rule == group.rule].assign(run=i) for i, r in enumerate(group.runs)], ignore_index=True)
 
 # %% ../../nbs/65_runs.compare.ipynb #0915d7eb
-def _measure_group(
-    group: Group,  # one or more runs
-    n: int = 10_000,  # bootstrap draws of photos
-) -> dict[str, Any]:  # for each measure M in %: M, M seeds, M draws, M lo, M hi; and counts
+def _measure_group(group: Group, n: int = 10_000) -> dict[str, Any]:  # for each measure M in %: M, M seeds, M draws, M lo, M hi
     "One line of a table. Seeds: the spread of trainings, each averaged over its draws; draws: the spread within a training; NaN of one."
     rows, once = pooled(group), keyed(group.runs[0].rows)
     photos = once.get_level_values('image_id').nunique()

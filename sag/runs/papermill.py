@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LOCK', 'MIME', 'CODE', 'own_notebooks', 'find_notebook', 'parameters', 'check_parameters', 'RunError', 'execute',
-           'passing_on', 'run', 'record', 'parameters_given', 'outcome', 'table', 'resume']
+           'run', 'record', 'parameters_given', 'outcome', 'table', 'resume']
 
 # %% ../../nbs/62_runs.papermill.ipynb #94fe10fb
 import ast
@@ -99,7 +99,7 @@ def execute(
     params = {k: str(v) if isinstance(v, Path) else v for k, v in params.items()}
     for k, v in ALLOCATOR.items(): os.environ.setdefault(k, v)
     quiet = Config(KernelManager=dict(transport_encryption='auto'))  # encrypt where the kernel can; no warning where it cannot
-    with passing_on():
+    with _passing_on():
         pm.execute_notebook(_verbatim(notebook), _verbatim(out), params, kernel_name='python3', kernel_manager_class=_Kernel, progress_bar=False, config=quiet,
                             coalesce_streams=True, stdout_file=Lenient(sys.stdout), stderr_file=Lenient(sys.stderr))
 
@@ -107,8 +107,8 @@ def execute(
 _SIGNALS = [getattr(signal, name) for name in ('SIGTERM', 'SIGINT', 'SIGHUP') if hasattr(signal, name)]
 
 @contextmanager
-def passing_on() -> Iterator[None]:
-    "A signal that ends this process goes to the kernel first (in the main thread, where signals arrive); the status is 128 + its number."
+def _passing_on() -> Iterator[None]:
+    "Pass a signal that ends this process to the kernel first (in the main thread, where signals arrive); the status is 128 + its number."
     told: list[int] = []
     def tell(number: int, frame: Any) -> None:
         told.append(number)
@@ -146,22 +146,14 @@ def run(
 
 # %% ../../nbs/62_runs.papermill.ipynb #b879d94c
 @contextmanager
-def _remembered(
-    dest: Path,  # the run's directory
-    source: Path,  # the notebook
-    params: dict[str, Any],  # its parameters
-) -> Iterator[None]:
+def _remembered(dest: Path, source: Path, params: dict[str, Any]) -> Iterator[None]:
     "What `resume` needs, there until the block ends well."
     path = dest/f'{source.stem}.parameters.json'
     with atomic(path) as temp: temp.write_text(json.dumps(dict(notebook=source, params=params), indent=2, default=str), encoding='utf-8')
     yield
     path.unlink()
 
-def _second(
-    source: Path,  # the notebook
-    done: Path,  # the first process's record
-    params: dict[str, Any],  # the notebook's parameters
-) -> Path:
+def _second(source: Path, done: Path, params: dict[str, Any]) -> Path:
     "Execute the notebook for its part in the work alone."
     with tempfile.TemporaryDirectory() as own: execute(source, Path(own)/source.name, params)
     return done
@@ -229,7 +221,7 @@ def _row(path: Path) -> dict[str, Any] | None:
 CODE = 'losses', 'step', 'train', 'val'  # parameters that name code
 
 def resume(
-    dest: str | Path,  # folder of a run that did not come to its end
+    dest: str | Path,  # folder of an unfinished run
     notebook: str | Path = '',  # that it runs, unless it is one of the package's own
     **params: Any,  # parameters to change; of a dict, such as `changes`, only the entries given
 ) -> Path:  # the executed notebook

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 # %% auto #0
-__all__ = ['PUBLISHED', 'ABLATIONS', 'published', 'beside', 'latex', 'Section', 'write_report', 'report']
+__all__ = ['PUBLISHED', 'ABLATIONS', 'published', 'beside', 'latex', 'Section', 'report']
 
 # %% ../../nbs/67_runs.report.ipynb #05285917
 import matplotlib.pyplot as plt
@@ -97,9 +97,7 @@ def published() -> pd.DataFrame:  # method, dataset, split_by, split, measure, v
     return pd.DataFrame(out)[columns].astype(dict(value=float))
 
 # %% ../../nbs/67_runs.report.ipynb #8fba282d
-def _published_sizes(
-    group: Group,  # one or more runs
-) -> tuple[str, dict[str, tuple]]:  # whose split; photos, referents and expressions of each
+def _published_sizes(group: Group) -> tuple[str, dict[str, tuple]]:  # whose split; photos, referents and expressions of each
     "What is known of a group's data set, see `sag.data.sets.DATASETS`."
     d = group.runs[0].data
     known = DATASETS[d['dataset']].published if d['dataset'] in DATASETS else {}
@@ -119,9 +117,7 @@ def beside(
     return here.pivot_table(values='shown', index=about, columns='column', aggfunc='first', sort=False, fill_value='–')
 
 # %% ../../nbs/67_runs.report.ipynb #c4093377
-def _incomplete(
-    group: Group,  # one or more runs
-) -> list[str]:  # 'val: 84 of 10,834 expressions'
+def _incomplete(group: Group) -> list[str]:  # 'val: 84 of 10,834 expressions'
     "Splits of which a group saw another number of expressions than was published."
     counts, (_, sizes) = group.runs[0].counts, _published_sizes(group)
     return [f'{s}: {n:,} of {sizes[s][2]:,} expressions' for s, n in counts.items() if s in sizes and sizes[s][2] not in (None, n)]
@@ -135,9 +131,7 @@ def _tex(x: Any) -> str:
     text = re.sub(r'[\x00-\x1f\x7f]', ' ', str(x)).strip().translate(_TEX)
     return re.sub(r'^[\[*]', r'{\g<0>}', text)  # at the start of a row, these would be arguments of \\
 
-def _flat(
-    table: pd.DataFrame,  # of text
-) -> pd.DataFrame:  # with the named levels of its index as columns; levels that say nothing left out
+def _flat(table: pd.DataFrame) -> pd.DataFrame:
     "A table as it is read."
     levels = [n for n in table.index.names if n and (len(table) == 1 or table.index.get_level_values(n).nunique() > 1)]
     return pd.concat([table.index.to_frame(index=False)[levels].reset_index(drop=True), table.reset_index(drop=True)], axis=1)
@@ -190,10 +184,7 @@ body {font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto;
 table {border-collapse: collapse; font-size: 13px; display: block; overflow-x: auto}
 td, th {padding: .2rem .7rem; text-align: left; border-bottom: 1px solid #8884} img {background: white}</style><h1>Report</h1>"""
 
-def write_report(
-    sections: Sequence[Section],
-    dest: str | PathLike,  # folder
-) -> None:
+def _write_report(sections: Sequence[Section], dest: str | PathLike) -> None:
     "Each section's table as .csv, .tex and .md, its figures as .png and .pdf; all of it as report.md and, in one file, report.html."
     texts = {'report.md': '# Report\n\n' + '\n'.join(s.markdown() for s in sections),
              'report.html': '\n'.join([_HEAD, *(s._repr_html_() for s in sections), '</html>'])}
@@ -210,11 +201,7 @@ def write_report(
 # %% ../../nbs/67_runs.report.ipynb #2a8373e4
 _READ = 'In %: value ± spread over trainings / over slot draws [95 % bootstrap interval over photos].'
 
-def _results(
-    runs: list,  # all, finished or not
-    groups: Sequence[Group],  # of those that are
-    table: pd.DataFrame,  # their `tabulate`
-) -> Section:
+def _results(runs: list, groups: Sequence[Group], table: pd.DataFrame) -> Section:
     shown = _flat(pretty_results(table).droplevel('rule'))
     if 'group' not in shown: shown.insert(0, 'group', groups[0].name)
     rest = pd.DataFrame([dict(group=r.name, seeds=r.status) for r in runs if r.status != 'finished'])
@@ -258,8 +245,8 @@ def _breakdown(q: _Question) -> Section:
     text = {k: pd.Series([cell(*x) for x in t[[q.measure, 'lo', 'hi']].to_numpy()], t.index) for k, t in tables.items()}
     shown = tables[q.groups[0].name][['expressions', 'photos']].assign(**text).fillna('').reset_index()
     shown['by'] = shown.by.mask(shown.by.duplicated(), '')
-    note = f'{q.groups[0].data}: {q.measure} in % [95 % bootstrap interval over photos, where there are five].'
-    if known is None: note += ' The data set is not at hand, so distractors are not counted.'
+    note = f'{q.groups[0].data}: {q.measure} in % [95 % bootstrap interval over photos, from five photos on].'
+    if known is None: note += ' Distractors are not counted, since the data set was not found.'
     return Section('breakdown', 'By kind of expression', note, pd.concat(tables, names=['group']), shown, dict(breakdown=show_breakdown(tables, q.measure)))
 
 # %% ../../nbs/67_runs.report.ipynb #d1191663
@@ -283,7 +270,7 @@ def _examples(q: _Question) -> Section:
     scores, of = table[[g.name for g in pair]].map('{:.0f}'.format), 'IoU' if 'iou' in pair[0].runs[0].rows else 'pointing in the box'
     text = pd.concat([table[['which', 'sentence', 'split', 'image_id']], scores], axis=1)
     note = f'{pair[0].data}, the best and the worst of {pair[0].name}, one per photo: {of} in % of the first slot draw of the first training.'
-    return Section('examples', 'Expressions', note + ('' if figures else ' No pictures: a model or the photos are not at hand.'), table, text, figures)
+    return Section('examples', 'Expressions', note + ('' if figures else ' No pictures, since a model or the photos were not found.'), table, text, figures)
 
 def _published(q: _Question) -> Section:
     "What others published on this data set; nothing of it was measured here."
@@ -302,10 +289,7 @@ def _is_called(group: Group, name: str) -> bool:
     folders = [p for r in group.runs for p in (r.run.path, r.run.path.parent, r.origin)]
     return any(f'{n}/'.startswith(f'{name}/') for n in (group.name, *(r.name for r in group.runs))) or Path(name).resolve() in folders
 
-def _by_data(
-    groups: Sequence[Group],  # of any data
-    baseline: str = '',  # see `_is_called`; '' for the `middle` of each data set
-) -> list[list[Group]]:  # by data set, the baseline first
+def _by_data(groups: Sequence[Group], baseline: str = '') -> list[list[Group]]:  # by data set, the baseline first
     "Groups measured on the same data; ValueError if no group has the baseline's name."
     if baseline and not any(_is_called(g, baseline) for g in groups):
         raise ValueError(f"no group is called {baseline!r}; there are {', '.join(dict.fromkeys(g.name for g in groups))}")
@@ -346,5 +330,5 @@ def report(
     if curves: sections.append(Section('curves', 'Training', 'One colour per recipe, one line per training.', figures=dict(curves=curves)))
     for i, q in enumerate(questions, 1): sections += [s and s.numbered(f'-{i}' if len(parts) > 1 else '') for s in (f(q) for f in _SECTIONS)]
     written = [s for s in sections if s]
-    write_report(written, dest)
+    _write_report(written, dest)
     return written

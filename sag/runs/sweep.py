@@ -136,10 +136,7 @@ class _Local:
         for _, process, _ in self.running.values(): process.wait()
 
 # %% ../../nbs/63_runs.sweep.ipynb #e3556ca7
-def _slurm_executor(
-    folder: Path,  # for submitit's files
-    options: dict[str, Any],  # of `AutoExecutor.update_parameters`; `cluster` chooses another executor than Slurm's, such as 'local'
-) -> Any:  # submitit's
+def _slurm_executor(folder: Path, options: dict[str, Any]) -> Any:  # submitit's
     "The way to the cluster; ImportError without submitit, ValueError for an option that it does not know."
     submitit, options = extra('submitit', 'slurm'), dict(options)
     try:
@@ -177,11 +174,7 @@ def _result_line(point: Point) -> str:
     results = [f'{k} {v:.4g}' for k, v in row.items() if isinstance(v, int | float) and k not in (*parameters(point.notebook), 'seconds')]
     return ', '.join([f"finished in {row['seconds']:.0f} s", *results])
 
-def _carry_out(
-    points: dict[str, Point],  # by name
-    pool: _Local | _Slurm,  # where they run
-    retries: int,  # times that a failed run is started again
-) -> None:
+def _carry_out(points: dict[str, Point], pool: _Local | _Slurm, retries: int) -> None:
     "Run what is not finished, and print a line for each run that ends."
     todo, tries = [o for o in points if not points[o].record.exists()], Counter()  # type: list[str], Counter[str]
     print(f'{len(points) - len(todo)} of {len(points)} finished before', flush=True)
@@ -206,10 +199,10 @@ def sweep(
     notebook: str | Path = 'train',  # path of a notebook, or the name of one of the package's own
     jobs: int = 0,  # runs at a time on this machine (0: one for each GPU, or one)
     gpus: str = '',  # pin the runs to these GPUs, such as '0,1'
-    retries: int = 1,  # times that a failed run is started again; the next sweep tries it anew
+    retries: int = 1,  # times that a failed run is started again; the next sweep tries again
     slurm: dict[str, Any] | None = None,  # queue the runs on a cluster with these options of submitit, such as dict(slurm_partition='gpu')
 ) -> pd.DataFrame:  # a row for each run: status, parameters, results, seconds
-    "Run what is not finished yet; a run that fails does not stop the others. Given again after any interruption, it carries on."
+    "Run what is not finished yet; a failed run does not stop the others, and the same call carries on after an interruption."
     path, dest = str(find_notebook(notebook)), Path(dest).resolve()
     points = {k: Point(path, str(dest/k), json.loads(json.dumps(v, default=str))) for k, v in runs.items()}
     for point in points.values(): point.check()

@@ -38,11 +38,16 @@ def pack(
     "Write a model for inference alone: table and linear layer in one, half precision, no paths. `ValueError` if the text encoder is no table."
     model, dest = SaG.from_pretrained(str(source)), Path(dest)
     if not isinstance(model.text.backbone, Pieces): raise ValueError(f'{source}: only a model with a table of word pieces can be packed; see `write_pieces`')
-    dim = model.config.dim
-    state = model.state_dict() | {f'text.backbone.{k}': v for k, v in _folded(model.text.backbone, model.text.out.weight).items()}
-    state['text.out.weight'] = torch.eye(dim)
+    dim, weight, louder = model.config.dim, model.text.out.weight, torch.ones(())
+    if model.student:  # its layer as well, as loud as the other, for they share a scale
+        louder = weight.norm()/model.student.word.weight.norm()
+        weight = torch.cat([weight, louder*model.student.word.weight])
+    width = len(weight)
+    state = model.state_dict() | {f'text.backbone.{k}': v for k, v in _folded(model.text.backbone, weight).items()}
+    state['text.out.weight'] = torch.eye(dim, width)
+    if model.student: state['student.word.weight'] = torch.cat([torch.zeros(dim + 1, dim), torch.eye(dim + 1)/louder], 1)
     config = replace(model.config, image_weights='pretrained', text_encoder='pieces', text_weights='pretrained',
-                     text_args=model.config.text_args | dict(hidden_size=dim))
+                     text_args=model.config.text_args | dict(hidden_size=width))
     dest.mkdir(parents=True, exist_ok=True)
     half = {k: v.half() if v.is_floating_point() and not k.endswith('scale') else v for k, v in state.items()}
     with atomic(dest/'model.safetensors') as temp: save_file({k: v.contiguous() for k, v in half.items()}, temp)
@@ -61,6 +66,6 @@ class Sample(NamedTuple):
 def samples() -> list[Sample]:
     "Three photos to try a model on, free to use, with expressions and credits."
     folder = Path(str(resources.files('sag')/'small'/'photos'))
-    return [Sample(folder/'chelsea.jpg', ('cat',), 'Chelsea by Stéfan van der Walt, CC0'),
-            Sample(folder/'coffee.jpg', ('cup', 'plate'), 'Coffee by Rachel Michetti, courtesy of Pikolo Espresso Bar, CC0'),
-            Sample(folder/'astronaut.jpg', ('woman', 'orange suit'), 'Eileen Collins by NASA, public domain')]
+    return [Sample(folder/'temple.jpg', ('temple',), 'temple by danielbuechele, CC BY 2.0'),
+            Sample(folder/'coffee.jpg', ('coffee cup',), 'coffee by Rachel Michetti, courtesy of Pikolo Espresso Bar, CC0'),
+            Sample(folder/'astronaut.jpg', ('woman', 'left flag'), 'Eileen Collins by NASA, public domain')]
