@@ -38,9 +38,10 @@ def test_a_value_out_of_range_names_field_and_range(field, value, allowed):
 
 
 @pytest.mark.parametrize('changes, message', [
-    (dict(image_mean=(.5,)), 'three numbers wanted'), (dict(image_std=()), 'three numbers wanted'), (dict(dim=10**9), 'dim=1000000000; at most 16384'),
+    (dict(image_mean=(.5,)), 'three numbers wanted'), (dict(image_std=()), 'three numbers wanted'), (dict(dim=10**9), 'dim=1000000000; at most 4096'),
     (dict(groups=10**9), 'num_slots=2000000000; at most 10000'), (dict(cuts=(10**9,)), 'num_slots=.*at most'), (dict(image_size=10**6), 'at most 8192'),
     (dict(iterations=10**9), 'iterations=.*at most'), (dict(text_args=dict(num_labels=10**9)), 'num_labels=1000000000; at most'),
+    (dict(text_args=dict(hidden_size=10**5)), 'hidden_size=100000; at most 16384'), (dict(fusion_heads=10**4), 'fusion_heads=10000; at most 64'),
     (dict(text_args=dict(num_hidden_layers=10**4)), 'num_hidden_layers=10000; at most 1000'), (dict(image_args=dict(depths=[1, 10**9])), 'depths=.*at most')])
 def test_no_model_beyond_any_computer(changes, message):
     with pytest.raises(ValueError, match=message): change(SaGConfig(), **changes)
