@@ -40,7 +40,7 @@ from ..distribute import DTYPES, autocast, precision_here
 from ..evaluate import evaluate
 
 # %% ../../nbs/76_bench.bench.ipynb #60cbd07c
-from ..files import ALLOCATOR, atomic
+from ..files import ENVIRONMENT, atomic
 from ..losses import contrastive_loss, reconstruction_loss
 from ..model.sag import SaG
 from ..predict import evaluation_mode
@@ -209,9 +209,9 @@ def step_memory(side: str, size: str, batch_size: int, image_size: int, precisio
 
 # %% ../../nbs/76_bench.bench.ipynb #172a0170
 def _python(code: str) -> str:
-    "What code prints in a fresh interpreter that finds this package, with the allocator set as runs set it."
+    "What code prints in a fresh interpreter that finds this package, in the environment of a run."
     path = os.pathsep.join([str(Path(literal.__file__).parents[2]), os.environ.get('PYTHONPATH', '')])
-    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=ALLOCATOR | os.environ | dict(PYTHONPATH=path))
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=ENVIRONMENT | os.environ | dict(PYTHONPATH=path))
     if done.returncode: raise RuntimeError(f'{code!r} ended with status {done.returncode}, perhaps out of memory: {done.stderr[-500:]}')
     return done.stdout
 

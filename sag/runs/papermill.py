@@ -34,7 +34,7 @@ from traitlets.config import Config
 # %% ../../nbs/62_runs.papermill.ipynb #df019dc1
 import sag
 
-from ..files import ALLOCATOR, Lenient, atomic, hold, project_root, read_json
+from ..files import ENVIRONMENT, Lenient, atomic, hold, project_root, read_json
 
 # %% ../../nbs/62_runs.papermill.ipynb #78026480
 def own_notebooks() -> dict[str, Path]:
@@ -97,7 +97,7 @@ def execute(
 ) -> None:
     "papermill, with live output and without progress-bar debris; a Path among the parameters is passed as text."
     params = {k: str(v) if isinstance(v, Path) else v for k, v in params.items()}
-    for k, v in ALLOCATOR.items(): os.environ.setdefault(k, v)
+    os.environ.update(ENVIRONMENT | os.environ)
     quiet = Config(KernelManager=dict(transport_encryption='auto'))  # encrypt where the kernel can; no warning where it cannot
     with _passing_on():
         pm.execute_notebook(_verbatim(notebook), _verbatim(out), params, kernel_name='python3', kernel_manager_class=_Kernel, progress_bar=False, config=quiet,
