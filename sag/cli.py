@@ -431,7 +431,7 @@ def parse(
 # %% ../nbs/82_cli.ipynb #d43182e6
 def _expected(error: BaseException) -> bool:
     "Was it raised on purpose: by a `raise` of this package, or by the system about a file?"
-    if isinstance(error, OSError): return True
+    if isinstance(error, OSError) or 'embedded null' in str(error): return True
     tb = error.__traceback__
     while tb and tb.tb_next: tb = tb.tb_next
     if tb is None or not tb.tb_frame.f_globals.get('__name__', '').startswith(('sag.', '__main__')): return False

@@ -9,6 +9,7 @@ __all__ = ['allowed', 'Encoders', 'Widths', 'SaGConfig', 'Data', 'Optimisation',
 # %% ../nbs/00_config.ipynb #f5b9202e
 import json
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import Field, asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
@@ -88,8 +89,9 @@ class Widths:
     decoder_positions: int = _number(50, 1)  # rows and columns of the decoder's learned position code
 
 # %% ../nbs/00_config.ipynb #a57a0774
-_MOST = dict(image_size=8192, iterations=1000, num_slots=10_000, decoder_positions=8192, ff_mult=64) | {  # a config.json of others may ask for any number
-    name: 16_384 for name in ('dim', 'context_dim', 'slot_heads', 'slot_head_dim', 'interact_heads', 'interact_head_dim', 'fusion_heads', 'fusion_head_dim')}
+_MOST = dict(image_size=8192, iterations=1000, num_slots=10_000, decoder_positions=8192, ff_mult=16, dim=4096, context_dim=4096) | {
+    f'{part}_{what}': most for part in ('slot', 'interact', 'fusion') for what, most in dict(heads=64, head_dim=1024).items()}
+_ARGS = {r'layers|depth': 1000, r'hidden|inter|dim|width|d_model|d_ff': 16_384, '': 2**21}  # of the encoders' arguments, by name
 
 def _numbers(value: Any, key: str) -> Iterator[tuple[str, float]]:  # with the nearest key
     "All numbers in nested lists and dicts."
@@ -117,7 +119,8 @@ class SaGConfig(Widths, Encoders):
         for name in 'image_mean', 'image_std':
             if len(getattr(self, name)) != 3: raise ValueError(f'{name}={getattr(self, name)!r}; three numbers wanted, for red, green and blue')
         asked = [(name, getattr(self, name), most) for name, most in _MOST.items()]
-        asked += [(k, v, 1000 if 'layers' in k or 'depth' in k else 2**21) for args in (self.image_args, self.text_args) for k, v in _numbers(args, '')]
+        for k, v in (*_numbers(self.image_args, ''), *_numbers(self.text_args, '')):
+            asked.append((k, v, next(most for name, most in _ARGS.items() if re.search(name, k))))
         for name, value, most in asked:
             if value > most: raise ValueError(f'{name}={value}; at most {most} fit into a computer')
 

@@ -45,6 +45,7 @@ WRONG = {
     'train --preset unc': '`sag prepare --dataset refcoco --root data --download`',
     'train --preset refcocog_umd --test testA': "refcocog has no split 'testA'; there are train, val, test",
     'train --resume empty': 'empty holds no interrupted run',
+    'sweep {}': 'name a field and the values to try',
     'sweep nothing': "no grid is called 'nothing'",
     'sweep losses --preset gref': "refcocog has no split 'testA'; there are train, val",
     'sweep losses --preset unc --dry-run': '`sag prepare --dataset refcoco --root data --download`',

@@ -12,7 +12,7 @@ FIELDS = """
     image_encoder image_weights image_args image_size image_mean image_std image_block image_stride image_also position_resize image_norm_eps
     image_standardize drop_path freeze_image text_encoder text_weights text_args text_pooling max_text_length freeze_text dim context_dim groups
     slots_per_group iterations sigma_scale slot_heads slot_head_dim interact_heads interact_head_dim fusion_heads fusion_head_dim ff_mult
-    dropout decoder_positions entities cluster_position slot_init competition interaction fusion cosine_scale cuts place reconstruct dataset
+    dropout decoder_positions entities cluster_position slot_init competition interaction fusion cosine_scale cuts place student reconstruct dataset
     split_by root images columns train_split val_split captions long_text synthetic_args group texts_per_photo cache_features feature_dir photo_fit
     cache_photos workers batch_size last_batch epochs steps lr image_lr text_lr weight_decay clip warmup cosine_shift warmup_kind temperature fixed_target
     ignore_same_text reconstruction_weight precision checkpointing compile accumulate start seed selection evaluate_every val_photos save_every
@@ -38,9 +38,10 @@ def test_a_value_out_of_range_names_field_and_range(field, value, allowed):
 
 
 @pytest.mark.parametrize('changes, message', [
-    (dict(image_mean=(.5,)), 'three numbers wanted'), (dict(image_std=()), 'three numbers wanted'), (dict(dim=10**9), 'dim=1000000000; at most 16384'),
+    (dict(image_mean=(.5,)), 'three numbers wanted'), (dict(image_std=()), 'three numbers wanted'), (dict(dim=10**9), 'dim=1000000000; at most 4096'),
     (dict(groups=10**9), 'num_slots=2000000000; at most 10000'), (dict(cuts=(10**9,)), 'num_slots=.*at most'), (dict(image_size=10**6), 'at most 8192'),
     (dict(iterations=10**9), 'iterations=.*at most'), (dict(text_args=dict(num_labels=10**9)), 'num_labels=1000000000; at most'),
+    (dict(text_args=dict(hidden_size=10**5)), 'hidden_size=100000; at most 16384'), (dict(fusion_heads=10**4), 'fusion_heads=10000; at most 64'),
     (dict(text_args=dict(num_hidden_layers=10**4)), 'num_hidden_layers=10000; at most 1000'), (dict(image_args=dict(depths=[1, 10**9])), 'depths=.*at most')])
 def test_no_model_beyond_any_computer(changes, message):
     with pytest.raises(ValueError, match=message): change(SaGConfig(), **changes)

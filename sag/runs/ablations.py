@@ -90,6 +90,7 @@ def combinations(
     values: dict[str, list],  # of each field
 ) -> dict[str, dict[str, Any]]:  # rows
     "All combinations; ValueError if the values of a field are not a list."
+    if not values: raise ValueError('{}: name a field and the values to try, such as {"temperature": [0.5, 1]}')
     for k, v in values.items():
         if not isinstance(v, list) or not v:
             raise ValueError(f'{k}: the values to try must be a list, such as [{json.dumps(v)}], not {json.dumps(v)}')
