@@ -6,6 +6,8 @@ import os
 import re
 import tempfile
 
+os.environ.setdefault('OMP_NUM_THREADS', '1')  # the tests are small, and run in two processes
+
 import pytest
 from execnb.shell import CaptureShell
 from fastcore.xtras import working_directory

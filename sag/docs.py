@@ -103,6 +103,7 @@ def _entry(name: str, obj: Any, module: str) -> str:  # Markdown
     kind = 'class' if isclass(obj) else 'property' if isinstance(obj, property) else 'method' if '.' in short else 'function'
     bare = kind == 'property' or kind == 'class' and (is_dataclass(obj) or not {'__init__', '__new__'} & {*vars(obj)})
     call = '' if bare else stringify_signature(signature(obj, bound_method=kind == 'method'), unqualified_typehints=True)
+    call = re.sub(r'~?\w+\.Annotated\[([^,]+), \{[^}]*\}\]', r'\1', call)  # what fastcore wants to know of an option
     about = {} if kind == 'property' else _comments(obj)
     if is_dataclass(obj): about = {f.name: f'{about[f.name]} (default: `{f.default!r}`)' for f in fields(obj) if f.name in about}
     text = [_escape((obj.__doc__ or '').split('\n\nParameters\n')[0]), '']

@@ -364,12 +364,12 @@ def draw_bench(
 ) -> Figure:
     "A panel for each measure that has several sides, shorter is better."
     names = [k for k in table.index[table.gain.notna()] if ', ' in k]
-    fig, axs = plt.subplots(1, len(names), figsize=(9, 1.6), dpi=80, layout='constrained')
+    fig, axs = plt.subplots(1, len(names), figsize=(11, 1.8), dpi=80, layout='constrained')
     for ax, name in zip(axs, names, strict=True):
         row = table.loc[name].drop(['gain', 'goal'], errors='ignore').dropna()
         bars = ax.barh(row.index, row, height=.6, color=['#999999' if k == 'literal' else '#3b7a57' for k in row.index])
-        ax.bar_label(bars, fmt='{:.3g}', fontsize=7, padding=2)
-        ax.set_title(name, fontsize=8)
+        ax.bar_label(bars, [f'{v:,.0f}' if v >= 100 else f'{v:.3g}' for v in row], fontsize=7, padding=2)
+        ax.set_title(name.replace(', ', ',\n'), fontsize=8)
         ax.invert_yaxis()
         ax.margins(x=.25)
         ax.set_xticks([])
