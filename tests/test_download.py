@@ -106,7 +106,7 @@ def test_a_damaged_zip_without_a_checksum_is_fetched_anew(serve, server, tmp_pat
     spoilt[1000] ^= 1
     (tmp_path/'x.zip.part').write_bytes(spoilt)  # all of it is here, only the rename is missing
     (tmp_path/'x.zip.part.json').write_text(json.dumps(dict(url=url, total=len(spoilt), mark='')))
-    with pytest.raises(Corrupt, match='CRC in the zip.* It was removed, the next try starts anew'): fetch(url, tmp_path/'x.zip', **QUIET)
+    with pytest.raises(Corrupt, match='CRC in the zip.* The file was removed; try again'): fetch(url, tmp_path/'x.zip', **QUIET)
     assert fetch(url, tmp_path/'x.zip', **QUIET).read_bytes() == server.data
 
 

@@ -67,10 +67,11 @@ def test_weights_file_that_does_not_fit(file, message, tmp_path):
     with pytest.raises(ValueError, match=message): ImageEncoder(SaGConfig(image_encoder='resnet18', image_size=64), str(path))
 
 
-@pytest.mark.parametrize('prefix', ['backbone.', 'module.encoder_q.', '_orig_mod.module.visual.trunk.'])
-def test_prefix_is_stripped_and_said(tmp_path, caplog, prefix):
+@pytest.mark.parametrize('wrapper', ['', 'module.', '_orig_mod.module.'])  # of DDP and torch.compile, which timm takes off
+@pytest.mark.parametrize('prefix', ['backbone.', 'encoder_q.', 'visual.trunk.'])
+def test_prefix_is_stripped_and_said(tmp_path, caplog, wrapper, prefix):
     own = timm.create_model('resnet18').state_dict()
-    save_file({f'{prefix}{n}': w for n, w in own.items()} | {'head.weight': torch.ones(3)}, tmp_path/'w.safetensors')
+    save_file({f'{wrapper}{prefix}{n}': w for n, w in own.items()} | {'head.weight': torch.ones(3)}, tmp_path/'w.safetensors')
     with caplog.at_level(logging.WARNING): encoder = ImageEncoder(SaGConfig(image_encoder='resnet18', image_size=64), str(tmp_path/'w.safetensors'))
     assert f'prefix {prefix!r}' in caplog.text and encoder.backbone.conv1.weight.equal(own['conv1.weight'])
 

@@ -144,7 +144,7 @@ def test_a_checkpoint_of_something_else(tiny, tmp_path):
     whole = torch.load(newest)
     for odd in [1, 2], {}, whole | dict(model={}), whole | dict(optimizer={}), whole | dict(random=[]), whole | dict(history='{'):
         torch.save(odd, newest)
-        with pytest.raises(ValueError, match='are not of this training .* remove .*checkpoints to start anew'): fit(tiny, tmp_path, resume=True)
+        with pytest.raises(ValueError, match='are not of this training .* remove .*checkpoints to start over'): fit(tiny, tmp_path, resume=True)
 
 
 def test_no_room_is_known_before_the_first_step(tiny, tmp_path, monkeypatch):

@@ -48,7 +48,7 @@ def fields(folder, change):
 def test_the_same_model_comes_back(saved):
     back = SaG.from_pretrained(saved[0])
     assert all(w.equal(saved[1].state_dict()[n]) for n, w in back.state_dict().items()) and not back.training
-    assert json.loads((saved[0]/'config.json').read_text())['version'] == 1
+    assert json.loads((saved[0]/'config.json').read_text())['version'] == 2
 
 
 @pytest.mark.parametrize('name', SaGConfig.__dataclass_fields__)
@@ -63,6 +63,8 @@ def test_files_from_before_versions(folder, saved):
         for name in ('version', *later): values.pop(name)
     fields(folder, old)
     assert SaG.from_pretrained(folder).config == SaG.from_pretrained(saved[0]).config
+    fields(folder, lambda values: values.update(version=1))
+    with pytest.raises(ValueError, match='image_standardize'): SaG.from_pretrained(folder)  # version 1 had it
     fields(folder, lambda values: values.pop('iterations'))
     with pytest.raises(ValueError, match='iterations'): SaG.from_pretrained(folder)
 

@@ -68,10 +68,11 @@ def load_weights(
     model.load_state_dict(state)
 
 # %% ../../nbs/36_model.sag.ipynb #d1d55f9d
-VERSION = 1 # of config.json
-_later = dict(image_standardize=False, entities='slots', slot_init='entity', competition='slots', interaction=True, fusion=True,
-              image_also=(), cluster_position=.6, cosine_scale=0., reconstruct=True, cuts=(), place=0.)
-_since = dict(student=0.) # fields that version 1 did not begin with
+VERSION = 2 # of config.json
+_later: dict[int, dict[str, Any]] = { # version → fields that came after it, with what they mean in its files
+    0: dict(image_standardize=False, entities='slots', slot_init='entity', competition='slots', interaction=True, fusion=True,
+            image_also=(), cluster_position=.6, cosine_scale=0., reconstruct=True, cuts=(), place=0.),
+    1: dict(student=0.)}
 
 def read_config(
     path: str | Path, # a saved model's config.json
@@ -79,8 +80,8 @@ def read_config(
     "A saved model's configuration. A missing or unknown field, or a newer version, is a ValueError that names it."
     values = read_json(path)
     version = values.pop('version', 0)
-    if version not in (0, VERSION): raise ValueError(f'{path} has version {version!r}, this package reads up to {VERSION}; install a newer one')
-    values = _since | (_later if version == 0 else {}) | values
+    if version not in range(VERSION + 1): raise ValueError(f'{path} has version {version!r}, this package reads up to {VERSION}; install a newer one')
+    values = {k: v for before, came in _later.items() if version <= before for k, v in came.items()} | values
     missing = [f.name for f in fields(SaGConfig) if f.name not in values]
     if missing: raise ValueError(f"{path} is no complete SaG configuration: {', '.join(missing)} missing; copy the file again, or save the model anew")
     try: return change(SaGConfig(), **values) # type: ignore[arg-type, return-value]
