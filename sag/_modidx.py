@@ -586,6 +586,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                           'sag.docs._Site.notebook': ('docs.html#_site.notebook', 'sag/docs.py'),
                           'sag.docs._Site.prose': ('docs.html#_site.prose', 'sag/docs.py'),
                           'sag.docs._Site.write': ('docs.html#_site.write', 'sag/docs.py'),
+                          'sag.docs._default': ('docs.html#_default', 'sag/docs.py'),
                           'sag.docs._disputed': ('docs.html#_disputed', 'sag/docs.py'),
                           'sag.docs._entry': ('docs.html#_entry', 'sag/docs.py'),
                           'sag.docs._escape': ('docs.html#_escape', 'sag/docs.py'),

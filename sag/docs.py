@@ -13,7 +13,7 @@ import shutil
 import sys
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from importlib import import_module
 from inspect import isclass, isfunction
 from pathlib import Path
@@ -97,6 +97,11 @@ def _escape(text: str) -> str:
     "Keep Markdown's special characters as they are."
     return ''.join(o if i % 2 else re.sub(r'([\\*_<>\[\]|#$~])', r'\\\1', o) for i, o in enumerate(re.split('(`[^`]*`)', text)))
 
+def _default(field: Any) -> str:
+    "What a field of a dataclass is when nothing is said, or '' where something has to be."
+    value = field.default if field.default_factory is MISSING else field.default_factory()
+    return '' if value is MISSING else f' (default: `{value!r}`)'
+
 def _entry(name: str, obj: Any, module: str) -> str:  # Markdown
     "A symbol's part of the reference: its signature, its docstring, and its parameters' comments."
     short = name.removeprefix(f'{module}.')
@@ -105,7 +110,7 @@ def _entry(name: str, obj: Any, module: str) -> str:  # Markdown
     call = '' if bare else stringify_signature(signature(obj, bound_method=kind == 'method'), unqualified_typehints=True)
     call = re.sub(r'~?\w+\.Annotated\[([^,]+), \{[^}]*\}\]', r'\1', call)  # what fastcore wants to know of an option
     about = {} if kind == 'property' else _comments(obj)
-    if is_dataclass(obj): about = {f.name: f'{about[f.name]} (default: `{f.default!r}`)' for f in fields(obj) if f.name in about}
+    if is_dataclass(obj): about = {f.name: about[f.name] + _default(f) for f in fields(obj) if f.name in about}
     text = [_escape((obj.__doc__ or '').split('\n\nParameters\n')[0]), '']
     text += [f':returns: {_escape(v)}' if k == 'return' else f':param {k}: {_escape(v)}' for k, v in about.items()]
     return '\n'.join([f':::{{py:{kind}}} {short}{call}', '', *text, ':::', ''])
