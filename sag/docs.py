@@ -43,7 +43,7 @@ def page(
     nb = NBProcessor(path, procs=[hide_, hide_line, filter_stream_, clean_magics, strip_ansi], process=True).nb
     nb.cells = [c for c in nb.cells if c.source.strip()]
     for c in nb.cells:
-        plumbing = c.cell_type == 'code' and all(re.match(r'(import|from)\b|$', o) for o in c.source.splitlines())
+        plumbing = c.cell_type == 'code' and all(re.match(r'(import|from|_log)\b|$', o) for o in c.source.splitlines())
         if plumbing or folded and c.cell_type == 'code': c.metadata['tags'] = ['hide-input']
     nb.metadata.pop('widgets', None)  # their scripts would come from another server
     nb.metadata['language_info'] = dict(name='python', pygments_lexer='ipython3')  # for highlighting; nbdev-clean removes it
