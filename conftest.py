@@ -4,6 +4,7 @@ A section takes the name of its heading. The notebooks of `nbs/run` are executed
 parameter cells, since that is how they are used."""
 import os
 import re
+import signal
 import tempfile
 
 os.environ.setdefault('OMP_NUM_THREADS', '1')  # the tests are small, and run in two processes
@@ -19,6 +20,11 @@ from sag.runs.papermill import RunError, run
 
 def pytest_addoption(parser):
     parser.addoption('--flags', default='', help="directives whose cells are to run too, such as 'slow gpu'")
+
+def pytest_configure():
+    "Processes that tests start are to obey signals, even if `nohup` or a shell's `&` has told this one to ignore them."
+    for number in signal.SIGINT, signal.SIGHUP:
+        if signal.getsignal(number) is signal.SIG_IGN: signal.signal(number, signal.SIG_DFL)
 
 def pytest_collect_file(file_path, parent):
     if file_path.suffix == '.ipynb' and file_path.name[0] not in '._': return Notebook.from_parent(parent, path=file_path)
