@@ -257,7 +257,7 @@ def shared(
 # %% ../nbs/02_files.ipynb #00135187
 ENVIRONMENT = {
     'MALLOC_MMAP_THRESHOLD_': str(2**32), 'MALLOC_TRIM_THRESHOLD_': str(2**32),  # bytes
-    'OMP_WAIT_POLICY': 'passive'}
+    'GOMP_SPINCOUNT': '30000'}  # turns; by default millions
 
 # %% ../nbs/02_files.ipynb #790535fd
 def extra(
