@@ -286,6 +286,7 @@ def _spans(caption: str, spans: list) -> list[tuple[str, list[float]]]:  # phras
     try: return [(caption[int(s[0]):int(s[1])], [float(v) for v in s[2:6]]) for s in spans]
     except (TypeError, ValueError, IndexError): raise ValueError(f'spans are start, end, four corners and a confidence, found {str(spans)[:60]}') from None
 
+# %% ../../nbs/18_data.hub.ipynb #c35cf8f3
 class _Reader:
     "Records to referents, with errors that name the column."
     def __init__(self, columns: dict[str, str], photos: _Photos): self.columns, self.photos = columns, photos
@@ -379,6 +380,7 @@ def _grid(rows: Any) -> np.ndarray:  # of an Arrow list of lists of bools; (H,W)
     if len({*np.diff(rows.offsets.to_numpy())}) > 1: raise ValueError('a mask whose rows differ in length')
     return bits.reshape(len(rows), -1)
 
+# %% ../../nbs/18_data.hub.ipynb #7fe67cc8
 def hub_columns(
     name: str,  # a file, a folder, or owner/name@revision
     config: str = '',  # a configuration's name

@@ -267,6 +267,7 @@ def _changed(
     asked = str(images.resolve()) if images else ''
     return f'it was made with other photos than those in {images}' if asked and asked != about.get('images', '') else ''
 
+# %% ../../nbs/23_data.sets.ipynb #7dd1524d
 def _folder(images: str | os.PathLike | None) -> Path | None:
     "The photos' folder, if one was named; FileNotFoundError where it is none."
     if images and not Path(images).is_dir(): raise FileNotFoundError(f'{images}: no such folder of photos')
