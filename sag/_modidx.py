@@ -161,6 +161,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'sag.data.batches.loader': ('data.batches.html#loader', 'sag/data/batches.py'),
                                   'sag.data.batches.normalise': ('data.batches.html#normalise', 'sag/data/batches.py'),
                                   'sag.data.batches.pad': ('data.batches.html#pad', 'sag/data/batches.py'),
+                                  'sag.data.batches.pad_sentences': ('data.batches.html#pad_sentences', 'sag/data/batches.py'),
                                   'sag.data.batches.squash': ('data.batches.html#squash', 'sag/data/batches.py'),
                                   'sag.data.batches.text_limit': ('data.batches.html#text_limit', 'sag/data/batches.py'),
                                   'sag.data.batches.tokenize': ('data.batches.html#tokenize', 'sag/data/batches.py'),

@@ -23,7 +23,7 @@ from fastcore.meta import delegates
 from PIL import Image
 from torch import Tensor, nn
 
-from .data.batches import at_least_float32, image_transform, load_tokenizer, pad, text_limit, tokenize, tokenizer_of
+from .data.batches import at_least_float32, image_transform, load_tokenizer, pad_sentences, text_limit, tokenizer_of
 from .data.download import open_web as urlopen
 from .data.photos import MAX_PIXELS, read_photo, to_rgb, upright
 from .distribute import autocast, full_precision, precision_here
@@ -272,8 +272,7 @@ def encode_sentences(
     "Text embeddings. `ValueError` if there is no tokenizer, an expression is too long for the text encoder, or it has no known word."
     tok = tokenizer_of(model, tokenizer)
     check_words(sentences, tok)
-    ids, mask = pad(tokenize(sentences, tok, text_limit(model)), tok.pad_token_id or 0)
-    return model.encode_text(ids.to(device), mask.to(device))
+    return model.encode_text(*pad_sentences(sentences, tok, text_limit(model), device))
 
 # %% ../nbs/44_predict.ipynb #4684e035
 def relevance_of(
@@ -287,8 +286,7 @@ def relevance_of(
     "Relevance of the slots, words of place counted with the strength `model.config.place`."
     tok, strength = tokenizer or model.tokenizer, getattr(model.config, 'place', 0.)
     def find(things: list[str]) -> Tensor:
-        ids, mask = pad(tokenize(things, tok), tok.pad_token_id or 0)
-        return at_least_float32(model.relevance(slots, model.encode_text(ids.to(slots.device), mask.to(slots.device)))[0])
+        return at_least_float32(model.relevance(slots, model.encode_text(*pad_sentences(things, tok, device=slots.device)))[0])
     relevance = at_least_float32(model.relevance(slots, text)[0])
     with full_precision(slots.device): return placed(relevance, sentences, slot_maps, strength, find if tok else None)
 
@@ -306,7 +304,7 @@ def patch_scores(
     score, share = segment_scores(relevance, slot_maps, rule), getattr(model.config, 'student', 0.)
     if not share or rule != 'relevance': return score
     tok = tokenizer or model.tokenizer
-    ids, mask = (o.to(features.device) for o in pad(tokenize(sentences, tok), tok.pad_token_id or 0))
+    ids, mask = pad_sentences(sentences, tok, device=features.device)
     own = logits(*model.student(features.unflatten(0, slot_maps.shape[1:])[None], model.text.pooled(ids, mask)))     # (T,h,w)
     return (1 - share)*min_max(score) + share*min_max(at_least_float32(own).sigmoid())
 

@@ -24,7 +24,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from .config import Recipe, SaGConfig, to_json
-from .data.batches import image_transform, pad, text_limit, tokenize, tokenizer_of
+from .data.batches import image_transform, pad_sentences, text_limit, tokenizer_of
 from .data.sets import parts_of
 from .evaluate import pretty
 from .files import atomic, extra, read_json
@@ -245,7 +245,7 @@ def model_inputs(
     "What the forward pass takes: `model(**model_inputs(model, photo, 'left dog'))`. Errors as those of `segment`."
     c, tok = model.config, tokenizer_of(model)
     transform = image_transform(c.image_size, c.image_mean, c.image_std)
-    ids, mask = pad(tokenize(as_sentences(text), tok, text_limit(model)), tok.pad_token_id or 0)
+    ids, mask = pad_sentences(as_sentences(text), tok, text_limit(model))
     photos = [transform(as_photo(o)) for o in (images if isinstance(images, (list, tuple)) else [images])]
     return {k: v.to(model.device) for k, v in dict(pixel_values=torch.stack(photos), input_ids=ids, attention_mask=mask).items()}
 

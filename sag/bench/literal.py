@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..config import SaGConfig
-from ..data.batches import pad, tokenize, tokenizer_of
+from ..data.batches import pad_sentences, tokenizer_of
 from ..data.expressions import Expression
 from ..evaluate import score_rows, tidy, truth
 from ..model.decoder import Decoder
@@ -156,7 +156,7 @@ def _diagonal(
     "A batch of expressions, each with a photo of its own."
     c, device = model.config, model.device
     pixels = torch.stack([read_naively(e.image, c.image_size, c.image_mean, c.image_std) for e in es])
-    ids, mask = pad(tokenize([e.sentence for e in es], tokenizer), tokenizer.pad_token_id or 0)
+    ids, mask = pad_sentences([e.sentence for e in es], tokenizer)
     noise = slot_noise(model, [e.image_id for e in es], draw)
     out, maps = _forward_keeping(model, pixels.to(device), ids.to(device), mask.to(device), noise.to(device))
     assert out.relevance is not None
