@@ -28,7 +28,7 @@ from typing import Annotated, Any
 from fastcore.docments import docments
 from fastcore.script import anno_parser
 
-from .config import Recipe, allowed, change, to_json
+from .config import Recipe, SaGConfig, allowed, at_inference, change, to_json
 from .files import Lenient, atomic, read_json
 from .presets import presets, recipe
 
@@ -120,18 +120,19 @@ def prepare(
     if layout not in ('table', 'npz'): raise ValueError(f"layout={layout!r}; choose 'table' or 'npz'")
     data, by = sets.find_set(name, by)
     if photos or download: _fetch(name, root, bool(photos))
-    with sets.say_how_to_fetch(name, root): table = sets.prepare_table(name, root, by, images or None, _column_map(columns), photos)
+    with sets.say_how_to_fetch(name, root): table = sets.prepare_table(name, root, by, images or None, _json_object('columns', columns), photos)
     if photos: _fetch_photos(table.photo_files())
     print(sets.count_splits(table, data.published[by]).to_string(na_rep=''), '\n')
     if check: _complain(sets.find_problems(table), sets.prepared_file(Path(root), name, by).with_suffix('.problems.csv'))
     return repr(table) if layout == 'table' else f'written: {_write_npz(table, dataset, root, split, embeddings)}'
 
-def _column_map(text: str) -> dict[str, str]:
-    "`--columns`. ValueError if it is not a JSON object."
+def _json_object(option: str, text: str) -> dict[str, Any]:
+    "A JSON object from the command line. ValueError if it is none."
     try: found = json.loads(text or '{}')
     except ValueError: found = None
     if isinstance(found, dict): return found
-    raise ValueError(f"""--columns takes a JSON object, such as '{{"text": "query"}}', not {text!r}""")
+    example = dict(columns='{"text": "query"}', changes='{"place": 0}')[option]
+    raise ValueError(f"--{option} takes a JSON object, such as '{example}', not {text!r}")
 
 # %% ../nbs/82_cli.ipynb #5fb8827b
 def _fetch(
@@ -262,6 +263,7 @@ def evaluate(
     columns: str = '',  # for hf:, which column plays which role, as JSON: '{"text": "query"}' (default: guessed, and logged)
     tag: str = '',  # only this subset of an evaluation, such as PhraseCut's i_multi
     draws: int = 3,  # slot draws
+    changes: str = '',  # fields that no training reads, changed for this measurement, as JSON: '{"place": 0}'
     precision: str = '',  # fp32, fp16, bf16 or auto (default: as the weights are)
     discovery: bool = False,  # also how well the slots cut photos into their annotated objects, whatever the text
     untrained: bool = False,  # also what the backbone gives without training: principal component, CLS attention, k-means
@@ -272,6 +274,7 @@ def evaluate(
     if bool(model) == bool(predictions): raise ValueError('say what to measure: a model, or --predictions FILE')
     for name, value in dict(draws=draws, shown=shown).items():
         if value < 1: raise ValueError(f'{name}={value}; choose 1 or more')
+    at_inference(SaGConfig(), **(other := _json_object('changes', changes)))
     if predictions and not Path(predictions).is_file(): raise FileNotFoundError(f'{predictions}: no such file of COCO results')
     local = Path(model or predictions).exists()
     if not (local or model == 'small' or re.fullmatch(r'[\w.-]+/[\w.-]+', model)):
@@ -279,13 +282,13 @@ def evaluate(
     from sag.data.hub import hub_slug
     from sag.data.sets import check_available
     from sag.runs.papermill import run
-    where: dict[str, Any] = dict(dataset=dataset, root=root, split_by=split_by, images=images, columns=_column_map(columns))
+    where: dict[str, Any] = dict(dataset=dataset, root=root, split_by=split_by, images=images, columns=_json_object('columns', columns))
     if dataset: check_available(change(Recipe(), **where, train_split=split, val_split=''), split)
     elif not Path(model, 'run.json').is_file(): raise ValueError("--dataset '' is what a run was trained on, and this is no run; name a data set")
     short = ','.join(hub_slug(n[3:]) if n.startswith('hf:') else n for n in dataset.split(','))
     dest = dest or f'{model if model and Path(model).is_dir() else "runs/" + Path(model or predictions).stem}/{short}-{split}'
     done = run('evaluate', dest, model=str(Path(model).resolve()) if model and local else model, predictions=predictions and str(Path(predictions).resolve()),
-               split=split, tag=tag, draws=draws, precision=precision, discovery=discovery, untrained=untrained, shown=shown, **where)
+               split=split, tag=tag, draws=draws, changes=other, precision=precision, discovery=discovery, untrained=untrained, shown=shown, **where)
     print(_results_table(read_json(Path(dest)/'metrics.json')), f'\n\nnext: sag report {model if model and local else dest}\n')
     return done
 

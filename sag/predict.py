@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from http.client import HTTPException
@@ -31,13 +31,14 @@ from .masks import Segments
 from .model.sag import SaG
 from .model.student import logits
 from .place import placed
+from .refine import guided, one_part
 from .released import load_released
 
 # %% auto #0
 __all__ = ['RULES', 'SUFFIXES', 'weigh', 'segment_scores', 'min_max', 'full_size', 'slot_noise', 'encode_draws',
            'evaluation_mode', 'as_photo', 'photo_files', 'as_sentences', 'unknown_words', 'check_words', 'as_model',
-           'Slots', 'find_slots', 'encode_sentences', 'relevance_of', 'patch_scores', 'Trace', 'find_masks', 'trace',
-           'segment_many', 'segment']
+           'Slots', 'find_slots', 'encode_sentences', 'relevance_of', 'patch_scores', 'finished', 'Trace', 'find_masks',
+           'trace', 'segment_many', 'segment']
 
 # %% ../nbs/44_predict.ipynb #0480c74f
 RULES = ('relevance', 'avg', 'max', 'min')
@@ -308,6 +309,26 @@ def patch_scores(
     own = logits(*model.student(features.unflatten(0, slot_maps.shape[1:])[None], model.text.pooled(ids, mask)))     # (T,h,w)
     return (1 - share)*min_max(score) + share*min_max(at_least_float32(own).sigmoid())
 
+# %% ../nbs/44_predict.ipynb #0c9d7b42
+def _pixels(
+    photo: Image.Image,         # RGB
+    size: tuple[int, int],      # (H,W)
+) -> Tensor:                    # (3,H,W) in [0,1]
+    if photo.size != size[::-1]: photo = photo.resize(size[::-1])
+    return torch.from_numpy(np.array(photo)).movedim(-1, 0) / 255
+
+def finished(
+    model: Any,                             # config
+    score: Tensor,                          # (T,h,w) of `patch_scores`
+    size: tuple[int, int],                  # (H,W) of the annotated frame
+    photo: Callable[[], Image.Image],       # gives the photo; asked only if its edges count
+) -> Tensor:                                # (T,H,W) in [0,1]
+    "`full_size`, with what the configuration asks for: `edges`, `one_part`."
+    out, edges = full_size(score, size), getattr(model.config, 'edges', 0.)
+    if edges:
+        with full_precision(out.device): out = min_max(guided(out, _pixels(photo(), size).to(out), edges))
+    return one_part(out) if getattr(model.config, 'one_part', False) else out
+
 # %% ../nbs/44_predict.ipynb #90fc9837
 class Trace(NamedTuple):
     "A photo's way through the model; tensors on the CPU."
@@ -329,7 +350,8 @@ def find_masks(
     with evaluation_mode(model) as where:
         text = encode_sentences(model, as_sentences(sentences), tokenizer, where)
         relevance = relevance_of(model, as_sentences(sentences), text, found.slots, found.slot_maps, tokenizer)
-        scores = full_size(patch_scores(model, relevance, found.slot_maps, found.features, as_sentences(sentences), rule, tokenizer), found.photo.size[::-1])
+        score = patch_scores(model, relevance, found.slot_maps, found.features, as_sentences(sentences), rule, tokenizer)
+        scores = finished(model, score, found.photo.size[::-1], found.photo.copy)
     return Trace(found.photo, found.slot_maps.cpu(), relevance.cpu(), _check_finite(scores.cpu()), (scores >= threshold).cpu())
 
 # %% ../nbs/44_predict.ipynb #bde37cb2
@@ -363,7 +385,8 @@ def _segment_batch(
         for _, out in encode_draws(net, torch.stack([transform(p) for p in photos]).to(where), [0] * len(photos), draws):
             for slots, maps, features, photo, found in zip(out.slots, at_least_float32(out.slot_maps), out.features, photos, scores, strict=True):
                 relevance = relevance_of(net, said, text, slots[None], maps, tokenizer)
-                found.append(_check_finite(full_size(patch_scores(net, relevance, maps, features, said, rule, tokenizer), photo.size[::-1]).cpu()))
+                score = patch_scores(net, relevance, maps, features, said, rule, tokenizer)
+                found.append(_check_finite(finished(net, score, photo.size[::-1], photo.copy).cpu()))
     mean = [s[0] if len(s) == 1 else min_max(torch.stack(s).mean(0)) for s in scores]
     names = [str(o) if isinstance(o, (str, PathLike)) else '' for o in images]
     return [Segments(s, s >= threshold, said, p, name) for s, p, name in zip(mean, photos, names, strict=True)]

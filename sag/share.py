@@ -23,7 +23,7 @@ from huggingface_hub import EvalResult, HfApi, ModelCardData
 from PIL import Image
 from torch import Tensor, nn
 
-from .config import Recipe, SaGConfig, to_json
+from .config import INFERENCE, Recipe, SaGConfig, to_json
 from .data.batches import image_transform, pad_sentences, text_limit, tokenizer_of
 from .data.sets import parts_of
 from .evaluate import pretty
@@ -316,8 +316,8 @@ def _exportable(
     if format not in _FORMATS: raise ValueError(f'format={format!r}; choose {" or ".join(_FORMATS)}')
     if not isinstance(model, SaG) and Run(model).trained: _finished(model)
     net = as_model(model)
-    if net.config.place:
-        warnings.warn('words of place (left, biggest, behind the dog) are read outside the network, by sag.place: the file ignores them', stacklevel=3)
+    if outside := [k for k in INFERENCE if getattr(net.config, k)]:
+        warnings.warn(f'{", ".join(outside)}: words of place and the finish of masks lie outside the network; the file ignores them', stacklevel=3)
     if net.tokenizer is None: raise ValueError('the model has no tokenizer to turn words into its input_ids: set model.tokenizer')
     if format == 'onnx': extra('onnxscript', 'export')
     return net

@@ -26,7 +26,7 @@ from ..data.expressions import Expression, by_photo, decode, has_mask
 from ..distribute import everyone, turn
 from ..masks import read_results, run_lengths
 from ..metrics import aggregate, as_stack, at_least, bootstrap, box_mask, check_shapes, measures, pixel_counts, ratios, read_counts
-from ..predict import RULES, encode_draws, evaluation_mode, full_size, min_max, patch_scores, relevance_of, segment_scores, unknown_words, weigh
+from ..predict import RULES, encode_draws, evaluation_mode, finished, full_size, min_max, patch_scores, relevance_of, segment_scores, unknown_words, weigh
 
 # %% auto #0
 __all__ = ['TRIVIAL', 'BLIND', 'ORACLE', 'MEAN', 'COLUMNS', 'NAMES', 'photo_texts', 'photo_batches', 'expressions_by_photo',
@@ -231,16 +231,15 @@ def _batch_scores(
     "Scores of every expression on its own photo, at the size of the annotation, under each rule and draw."
     groups, total = expressions_by_photo(batch), dict[int, Tensor]()
     text = model.encode_text(batch.input_ids, batch.attention_mask).split([len(es) for es in groups])
-    def at_size(score: Tensor, e: Expression) -> Tensor: return full_size(score, (e.height, e.width))
     for draw, out in encode_draws(model, batch.pixel_values, [es[0].image_id for es in groups], draws, batch.features):
         for b, es in enumerate(groups):
             maps = at_least_float32(out.slot_maps[b])
             relevance = relevance_of(model, [e.sentence for e in es], text[b], out.slots[b:b + 1], maps)
-            own = patch_scores(model, relevance, maps, out.features[b], [e.sentence for e in es])
+            size, own = (es[0].height, es[0].width), patch_scores(model, relevance, maps, out.features[b], [e.sentence for e in es])
             for rule in (r for r in rules if r != MEAN):
                 score = own if rule == 'relevance' else segment_scores(_weights(rule, es, relevance, maps, draw, trues[b], threshold), maps)
-                yield rule, draw, b, at_size(score, es[0])
-            if MEAN in rules: total[b] = total.get(b, 0) + at_size(own, es[0])
+                yield rule, draw, b, finished(model, score, size, es[0].photo) if rule in RULES else full_size(score, size)
+            if MEAN in rules: total[b] = total.get(b, 0) + finished(model, own, size, es[0].photo)
     yield from ((MEAN, draws[0], b, min_max(score)) for b, score in total.items())
 
 def _trivial_scores(

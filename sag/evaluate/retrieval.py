@@ -18,7 +18,7 @@ from torch import Tensor
 from ..data.batches import at_least_float32, loader
 from ..data.expressions import Expression, has_mask
 from ..metrics import box_mask
-from ..predict import encode_draws, evaluation_mode, full_size, patch_scores, relevance_of
+from ..predict import encode_draws, evaluation_mode, finished, patch_scores, relevance_of
 from . import expressions_by_photo, photo_texts
 
 # %% ../../nbs/49_evaluate.retrieval.ipynb #d7123d00
@@ -93,7 +93,8 @@ def evaluate_presence(
             for es, words, slots, maps, features in zip(groups, text, out.slots, at_least_float32(out.slot_maps), out.features, strict=True):
                 fit = (at_least_float32(model.gather(slots[None], words)[0][0])*words).sum(1)
                 relevance = relevance_of(model, [e.sentence for e in es], words, slots[None], maps)
-                masks = full_size(patch_scores(model, relevance, maps, features, [e.sentence for e in es]), (es[0].height, es[0].width)) >= threshold
+                score = patch_scores(model, relevance, maps, features, [e.sentence for e in es])
+                masks = finished(model, score, (es[0].height, es[0].width), es[0].photo) >= threshold
                 rows += _presence_rows(es, fit.cpu(), (masks & (fit >= presence)[:, None, None]).cpu().numpy())
     return pd.DataFrame(rows)
 

@@ -68,11 +68,11 @@ def load_weights(
     model.load_state_dict(state)
 
 # %% ../../nbs/36_model.sag.ipynb #d1d55f9d
-VERSION = 2 # of config.json
+VERSION = 3 # of config.json
 _later: dict[int, dict[str, Any]] = { # version → fields that came after it, with what they mean in its files
     0: dict(image_standardize=False, entities='slots', slot_init='entity', competition='slots', interaction=True, fusion=True,
             image_also=(), cluster_position=.6, cosine_scale=0., reconstruct=True, cuts=(), place=0.),
-    1: dict(student=0.)}
+    1: dict(student=0.), 2: dict(edges=0., one_part=False)}
 
 def read_config(
     path: str | Path, # a saved model's config.json

@@ -55,6 +55,8 @@ components: dict[str, dict[str, Any]] = {
     'full': {}, 'no-entity-discovery': dict(entities='grid'), 'no-interaction': dict(interaction=False),
     'attention-over-patches': dict(competition='patches'), **_no_reconstruction, 'no-fusion': dict(fusion=False),
 }
+_inference: dict[str, dict[str, Any]] = {
+    'place-unread': dict(place=0.), 'edges': dict(edges=1/16), 'one-part': dict(one_part=True), 'edges-one-part': dict(edges=1/16, one_part=True)}
 _backbones = {'backbone-trained': dict(freeze_image=False), 'backbone-frozen': dict(freeze_image=True)}
 grids: dict[str, Ablation] = {
     'losses': Ablation("The reconstruction loss left out: a row of the paper's component ablation", {'full': {}} | _no_reconstruction),
@@ -66,6 +68,8 @@ grids: dict[str, Ablation] = {
                   {f'slots-{o}': dict(slot_init=o) for o in ('entity', 'random', 'learned')}),
     'threshold': Ablation('Where a mask begins, on a trained model: ours; the paper has 0.5',
                       {f'threshold-{t}': dict(threshold=t) for t in (.3, .4, .5, .6, .7)}, 'evaluate'),
+    'inference': Ablation('Words of place unread, edges followed, one part kept, on a trained model of few photos: ours; the paper has none of it',
+                      {'as-trained': {}} | {name: dict(changes=o) for name, o in _inference.items()}, 'evaluate'),
     'batch': Ablation('Batch size, and with it the number of negatives: ours; the paper has 32',
                   {f'batch-{b}': dict(batch_size=b) for b in (8, 16, 32, 64)}),
     'warmup': Ablation('What the warm-up ramps: ours; the released code has `loss`',
@@ -119,7 +123,7 @@ def rows_of(
             raise ValueError(f'no grid is called {name!r}; there are {", ".join(grids)}, or JSON such as {{"temperature": [0.5, 1]}}')
     notebooks = {grids[o].notebook for o in names}
     if len(notebooks) > 1:
-        raise ValueError(f'{grid}: rules and threshold measure a trained model, the other grids train; start them one after the other')
+        raise ValueError(f'{grid}: rules, threshold and inference measure a trained model, the other grids train; start them one after the other')
     found = [grids[o].rows for o in names]
     rows = {k: v for o in found for k, v in (o(recipe) if callable(o) else o).items()}
     notebook = notebooks.pop()
@@ -187,7 +191,7 @@ def run_grid(
     dest: str = '',  # the sweep's folder (default: runs/GRID)
     preset: str = 'demo',  # starting point, a name of `presets`
     seeds: str = '0,1,2',  # of each row
-    model: str = '',  # for rules and threshold: a run, or a folder of runs
+    model: str = '',  # for rules, threshold and inference: a run, or a folder of runs
     test: str = 'testA+testB',  # splits to measure
     draws: int = 3,  # slot draws in that measurement
     jobs: int = 0,  # runs at a time (default: one for each GPU in --gpus, or one)

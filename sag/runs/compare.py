@@ -104,7 +104,7 @@ def _read(run: Run, name: str) -> Entry:
     data['columns'] = json.dumps((here | facts).get('columns') or {})
     wrong = [f'{k}={v!r}' for k, v in data.items() if not isinstance(v, str)]
     if wrong: raise ValueError(f'{run.path} does not say what was measured: {", ".join(wrong)}')
-    recipe |= dict(rule=next((r for r in facts.get('rules', {}) if r in RULES), ''), threshold=float(facts.get('threshold', .5)))
+    recipe |= dict(rule=next((r for r in facts.get('rules', {}) if r in RULES), ''), threshold=float(facts.get('threshold', .5)), **facts.get('changes') or {})
     found = Entry(run, name, run.status, training, recipe, data)
     if facts: len(found.rows)  # a damaged table shows now
     if len(found.history): found.history[['step']].astype(int)
