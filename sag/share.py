@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from .config import Recipe, SaGConfig, to_json
 from .data.batches import image_transform, pad_sentences, text_limit, tokenizer_of
 from .data.sets import parts_of
-from .evaluate import pretty
+from .evaluate import HEADLINE, NAMES, pretty
 from .files import atomic, extra, read_json
 from .model.sag import SaG
 from .predict import as_model, as_photo, as_sentences, evaluation_mode, segment_many, segment_scores, slot_noise
@@ -59,7 +59,7 @@ def measurements(
         found[' '.join(filter(None, (facts.get(k) for k in ('dataset', 'split_by', 'split', 'tag'))))] = facts
     return found
 
-_SHOWN = {'mIoU': 'miou', 'cIoU': 'ciou', 'Prec@.5': 'prec@.5', 'pointing': 'pointing', 'pointing in box': 'pointing_box'}  # for the hub
+_SHOWN = {v: k for k, v in NAMES.items() if v in HEADLINE}  # for the hub
 
 def _eval_results(title: str, facts: dict[str, Any]) -> list[EvalResult]:  # of `measurements`
     "The method's values in the hub's form."
@@ -79,7 +79,7 @@ def _measured(title: str, facts: dict[str, Any]) -> str:  # of `measurements` â†
     "One measurement with all its rules."
     table = pd.DataFrame.from_dict(facts['rules'], orient='index')
     table = table.reindex(columns=[k + end for k in _SHOWN if k in table for end in ('', ' std', ' lo', ' hi')])
-    shown = pretty(table, list(_SHOWN)).rename_axis('rule').reset_index()
+    shown = pretty(table).rename_axis('rule').reset_index()
     return _MEASURED.format(**dict(threshold=.5) | facts, title=escape_markdown(title), table=markdown(shown))
 
 # %% ../nbs/72_share.ipynb #c7d501da

@@ -15,6 +15,7 @@ import zipfile
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -205,7 +206,7 @@ def write_npz(
     _check_space(dest, (_frame(e, side, pad) for file, e in files.items() if not file.exists()))
     for file, e in tqdm(files.items(), desc=f'{dataset} {split}', mininterval=5):
         name = np.array(f'COCO_train2014_{e.image_id:012d}')
-        wanted = dict(text_batch=indices(e.sentence, vocabulary), sent_batch=np.array([e.sentence]), im_name_batch=name)
+        wanted = dict[str, Any](text_batch=indices(e.sentence, vocabulary), sent_batch=np.array([e.sentence]), im_name_batch=name)
         if _finished(file, wanted, _frame(e, side, pad)): continue
         if made is None or made[0] != (e.image, e.ann_ids):
             try: made = (e.image, e.ann_ids), _pictures(e, side, pad)

@@ -29,9 +29,10 @@ from ..metrics import aggregate, as_stack, at_least, bootstrap, box_mask, check_
 from ..predict import RULES, encode_draws, evaluation_mode, full_size, min_max, patch_scores, relevance_of, segment_scores, unknown_words, weigh
 
 # %% auto #0
-__all__ = ['TRIVIAL', 'BLIND', 'ORACLE', 'MEAN', 'COLUMNS', 'NAMES', 'photo_texts', 'photo_batches', 'expressions_by_photo',
-           'check_measurable', 'Truth', 'truth', 'score_rows', 'trivial_mask', 'random_slot', 'tidy', 'in_order',
-           'evaluate', 'coco_results', 'evaluate_results', 'count_unknown', 'summary', 'summary_line', 'pretty']
+__all__ = ['TRIVIAL', 'BLIND', 'ORACLE', 'MEAN', 'COLUMNS', 'NAMES', 'HEADLINE', 'photo_texts', 'photo_batches',
+           'expressions_by_photo', 'check_measurable', 'Truth', 'truth', 'score_rows', 'trivial_mask', 'random_slot',
+           'tidy', 'in_order', 'evaluate', 'coco_results', 'evaluate_results', 'count_unknown', 'summary',
+           'summary_line', 'pretty']
 
 # %% ../../nbs/46_evaluate.ipynb #21bc624d
 def _has_box(e: Expression) -> bool:
@@ -353,6 +354,7 @@ def count_unknown(
 # %% ../../nbs/46_evaluate.ipynb #5fcbb1ae
 NAMES = {'miou': 'mIoU', 'ciou': 'cIoU', 'precision': 'precision', 'recall': 'recall', **{f'prec@.{i}': f'Prec@.{i}' for i in range(5, 10)},
          'pointing': 'pointing', 'pointing_box': 'pointing in box'}
+HEADLINE = 'mIoU', 'cIoU', 'Prec@.5', 'pointing', 'pointing in box'  # what tables show, where it is there
 
 def summary(
     df: pd.DataFrame,               # of `evaluate`
@@ -376,9 +378,9 @@ def summary_line(df: pd.DataFrame, n: int) -> dict[str, float]:
 
 # %% ../../nbs/46_evaluate.ipynb #d76e95cb
 def pretty(
-    table: pd.DataFrame,                                                        # of `summary`
-    columns: Sequence[str] = ('mIoU', 'cIoU', 'Prec@.5', 'pointing', 'pointing in box'),    # measures to show, where they are there
-) -> pd.DataFrame:                                                              # of strings
+    table: pd.DataFrame,                # of `summary`
+    columns: Sequence[str] = HEADLINE,  # measures to show, where they are there
+) -> pd.DataFrame:                      # of strings
     "`summary` for reading: 34.8 ± 0.2 [33.1, 36.4], that is value ± spread over draws [interval over photos], in %."
     def cell(line: pd.Series, c: str) -> str:
         std = line[f'{c} std']

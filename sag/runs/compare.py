@@ -22,7 +22,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ..config import Recipe
-from ..evaluate import NAMES, summary_line
+from ..evaluate import HEADLINE, NAMES, summary_line
 from ..figures import curve, plain_text
 from ..files import project_root, read_json
 from ..metrics import aggregate, photo_draws, ratios
@@ -248,7 +248,7 @@ def tabulate(
 # %% ../../nbs/65_runs.compare.ipynb #6f42e27f
 def pretty_results(
     table: pd.DataFrame,  # of `tabulate`
-    columns: Sequence[str] = ('mIoU', 'cIoU', 'Prec@.5', 'pointing', 'pointing in box'),  # measures to show, where they are there
+    columns: Sequence[str] = HEADLINE,  # measures to show, where they are there
 ) -> pd.DataFrame:  # of strings
     "For reading: 34.8 ± 0.6 / 0.2 [33.1, 36.4], that is value ± spread over trainings / over slot draws [interval over photos]."
     number = lambda x: '–' if np.isnan(x) else f'{x:.1f}'
