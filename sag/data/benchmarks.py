@@ -162,6 +162,7 @@ def _composed(photo: dict, a: dict[str, Any], image: Path, split: str) -> Expres
     height, width, negative = frame_side(photo['height']), frame_side(photo['width']), a.get('negative_type')
     box = () if negative else box_of(a['bbox'], height, width)
     tags = [f"level{a['level']}"]*('level' in a) + ['negative', str(negative), f"negative{a.get('negative_level', '')}"]*bool(negative)
-    own, image_id = id_number(a['id']), id_number(Path(photo['file_name']).stem)
-    return Expression(id_number(photo['id']), sentence_text(photo['caption']).strip(), own, () if negative else (own,), image_id, image, height, width, split,
+    own, image_id = id_number(photo['id']), id_number(Path(photo['file_name']).stem)
+    of, ann_ids = (id_number(a['positive_id']), ()) if negative else (own, (id_number(a['id']),))  # a negative is an edit of another expression
+    return Expression(own, sentence_text(photo['caption']).strip(), of, ann_ids, image_id, image, height, width, split,
                       boxes=(box,)*bool(box), no_target=bool(negative), tags=tuple(tags))

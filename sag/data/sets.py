@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DATASETS', 'DataSet', 'refer_set', 'hub_set', 'other_splits', 'corpus', 'only_photos', 'find_set', 'prepared_file',
-           'prepare_table', 'parts_of', 'named_parts', 'is_stream', 'load', 'say_how_to_fetch', 'check_available',
+           'prepare_table', 'parts_of', 'is_stream', 'named_parts', 'load', 'say_how_to_fetch', 'check_available',
            'count_splits', 'Problem', 'find_problems', 'photo_key', 'leak', 'distributions']
 
 # %% ../../nbs/23_data.sets.ipynb #3bc3ee43
@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from operator import add
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,13 +43,13 @@ from .captions import find_captions, load_captions
 from .corpora import find_files, load_conceptual, load_grit, load_narratives, load_visual_genome
 from .download import SOURCES
 from .expressions import Expression, Expressions, by_photo, has_mask, id_number, instance_masks
-from .hub import hub_columns, hub_files, hub_slug, load_hub
+from .hub import ParquetStream, hub_columns, hub_files, hub_slug, load_hub, parquet_files
 from .npz import load_npz
 from .photos import check_photos
 from .phrasecut import PUBLISHED as PHRASECUT
 from .phrasecut import SPLITS, find_listing, load_phrasecut
 from .refer import annotation_files, load_refer
-from .streams import Listed, Mixture, Pairs, Stream, find_shards
+from .streams import Listed, Mixture, Pairs, Stream, TarStream, find_shards
 from .synthetic import write_scenes
 from .table import Table, write_table
 
@@ -190,7 +190,8 @@ def _reviewed_set(name: str, by: str, kept: str) -> DataSet:
                        lambda root: [*annotation_files(root, name, by), *reviewed_files(root, name)], {},
                        f'{kept} expressions kept: page of JierunChen/Ref-L4', 'CC BY-NC 4.0', by)
 
-DATASETS['ref-zom'] = refer_set('Ref-ZOM', 'ref-zom', dict(final={}), 'splits: github.com/toggle1995/RIS-DMMI; sizes by split: no source found')
+DATASETS['ref-zom'] = refer_set('Ref-ZOM', 'ref-zom', dict(final=dict(
+    train=(43_749, None, None), test=(11_329, None, None))), 'photos: Hu et al., ICCV 2023; splits: github.com/toggle1995/RIS-DMMI')
 DATASETS['refcoco-m'] = hub_set('moondream/refcoco-m', 'RefCOCO-M', {'': dict(val=(1_190, 2_080, 5_598))}, 'page of moondream/refcoco-m',
                                 'MIT; photos under their Flickr licences', folder='refcoco-m')
 DATASETS['refcoco-reviewed'] = _reviewed_set('refcoco', 'unc', '18,532 of 21,586')
@@ -317,34 +318,35 @@ def parts_of(
 ) -> list[tuple[str, float | None]]:  # name, and weight
     "The parts of a data set's name. ValueError for a weight of 0."
     found = [re.fullmatch(r'(.*?[^:])(?::(\d+\.?\d*|\.\d+))?', p) for p in re.split(r',(?![^{]*\})', name)]
-    parts = [(m[1], float(m[2]) if m[2] else None) for m in found if m and m[1] not in ('wds', 'hf')]
+    parts = [(m[1], float(m[2]) if m[2] else None) for m in found if m and m[1] not in ('wds', 'hf', 'stream')]
     if len(parts) < len(found) or any(w == 0 for _, w in parts): raise ValueError(
         f'{name!r}: data sets with commas wanted, each perhaps with a weight above 0, as in refcoco:0.5')
     return parts
+
+def is_stream(name: str) -> bool: return any(w is not None or n.startswith(('wds:', 'stream:')) for n, w in parts_of(name))
 
 def named_parts(
     name: str,  # of a data set, or several
     *watched: str,  # splits to watch or to measure
 ) -> list[str]:
-    "The published sets among the parts. FileNotFoundError for shards that are missing, ValueError if there are shards alone and a split is wanted."
-    shards = [n.removeprefix('wds:') for n, _ in parts_of(name) if n.startswith('wds:')]
-    for s in shards: find_shards(s)
-    named = [n for n, _ in parts_of(name) if not n.startswith('wds:')]
+    "The published sets among the parts. FileNotFoundError for files of a stream that are missing, ValueError if there are streams alone and a split is wanted."
+    named = [n for n, _ in parts_of(name) if not is_stream(n)]
+    for kind, _, where in (n.partition(':') for n, _ in parts_of(name) if is_stream(n)): (find_shards if kind == 'wds' else parquet_files)(where)
     if named or not watched: return named
-    raise ValueError(f"{name} is a stream and has no split {watched[0]!r}: pass val_split='', or add a published data set to watch, as in wds:…,refcoco:0.1")
-
-def is_stream(name: str) -> bool: return 'wds:' in name or any(w is not None for _, w in parts_of(name))
+    raise ValueError(f"{name} is a stream and has no split {watched[0]!r}: pass val_split='', or add a published data set to watch, as in {name},refcoco:0.1")
 
 def _load_stream(
     name: str,
     split: str,
     load: Callable[[str], Expressions],  # of one published set, or several with commas
+    stream: Callable[[str], Pairs],  # of one stream
 ) -> Expressions | Pairs:
     "A stream or a mixture; of a split that is not trained on, the published sets alone."
     if not {'train', 'all'} & {*split.split('+')}: return load(','.join(named_parts(name, split)))
     parts = parts_of(name)
-    sources: list[Pairs] = [Stream(find_shards(n.removeprefix('wds:'))) if n.startswith('wds:') else Listed(load(n)) for n, _ in parts]
+    sources: list[Pairs] = [stream(n) if is_stream(n) else Listed(load(n)) for n, _ in parts]
     return sources[0] if parts[0][1] is None and len(parts) == 1 else Mixture(sources, [1 if w is None else w for _, w in parts])
+
 
 # %% ../../nbs/23_data.sets.ipynb #bae7a88a
 def _generate(
@@ -368,7 +370,10 @@ def load(
     columns: Mapping[str, str] | None = None,  # of a hub data set, role → column: see `sag.data.hub.guess_columns`
 ) -> Any:  # Expressions; a `sag.data.streams.Pairs` to train on, of shards and where parts have weights
     "The expressions of one data set, or of several joined by commas; masks are decoded when asked for. ValueError or FileNotFoundError says what is wrong."
-    if is_stream(name): return _load_stream(name, split, lambda n: load(n, root, split_by, split, images, check, scenes, columns))
+    def stream(n: str) -> Pairs:
+        kind, _, where = n.partition(':')
+        return TarStream(find_shards(where)) if kind == 'wds' else ParquetStream(where, root, split_by, 'train', images, columns)
+    if is_stream(name): return _load_stream(name, split, lambda n: load(n, root, split_by, split, images, check, scenes, columns), stream)
     if ',' in name: return reduce(add, (load(n, root, split_by, split, images, check, scenes, columns) for n in name.split(',')))
     (data, by), root, photos = find_set(name, split_by, columns), Path(root), _folder(images)
     if name == 'synthetic': _generate(root, scenes)
@@ -456,14 +461,26 @@ def _problems_of(
     for e in {e.ref_id: e for e in es}.values(): found += _referent_problems(e)
     return found + [Problem('expression', e.sent_id, str(e.image), 'no words') for e in es if not e.sentence.strip()]
 
+def _problems_of_shard(stream: Stream, shard: Any) -> list[Problem]:
+    "Samples that a training would leave out."
+    def wrong(item: Any) -> str:
+        try: stream.pair(shard, item).photo()
+        except (OSError, ValueError) as e: return str(e)
+        return ''
+    return [Problem('sample', n, str(shard), said) for n, item in enumerate(stream.contents(shard)) if (said := wrong(item))]
+
 def find_problems(
-    expressions: Expressions,
+    expressions: Expressions | Pairs,
     workers: int = 0,  # threads (0: one for each core)
 ) -> list[Problem]:  # empty where all is well
     "Decode every photo and every mask, and list what is wrong."
-    photos = list(by_photo(expressions).values())
+    if isinstance(expressions, Mixture): return [p for part in expressions.parts for p in find_problems(part, workers)]
+    if isinstance(expressions, Listed): return find_problems(expressions.expressions, workers)
+    if isinstance(expressions, Stream): parts, look = expressions.shards, partial(_problems_of_shard, expressions)
+    else: parts, look = list(by_photo(expressions).values()), _problems_of
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-        found = [p for ps in tqdm(pool.map(_problems_of, photos), 'checking', len(photos), delay=2, unit='photo') for p in ps]
+        found = [p for ps in tqdm(pool.map(look, parts), 'checking', len(parts), delay=2) for p in ps]
+    if isinstance(expressions, Stream): return found
     seen: set[int] = set()
     for e in expressions:
         if e.sent_id in seen: found.append(Problem('expression', e.sent_id, str(e.image), 'its sent_id occurs twice'))
