@@ -458,6 +458,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'sag.data.sets._checksum': ('data.sets.html#_checksum', 'sag/data/sets.py'),
                                'sag.data.sets._folder': ('data.sets.html#_folder', 'sag/data/sets.py'),
                                'sag.data.sets._generate': ('data.sets.html#_generate', 'sag/data/sets.py'),
+                               'sag.data.sets._in_threads': ('data.sets.html#_in_threads', 'sag/data/sets.py'),
                                'sag.data.sets._load_stream': ('data.sets.html#_load_stream', 'sag/data/sets.py'),
                                'sag.data.sets._open_table': ('data.sets.html#_open_table', 'sag/data/sets.py'),
                                'sag.data.sets._photo_problems': ('data.sets.html#_photo_problems', 'sag/data/sets.py'),

@@ -14,7 +14,7 @@ import os
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -467,7 +467,10 @@ def _problems_of_shard(stream: Stream, shard: Any) -> list[Problem]:
         try: stream.pair(shard, item).photo()
         except (OSError, ValueError) as e: return str(e)
         return ''
-    return [Problem('sample', n, str(shard), said) for n, item in enumerate(stream.contents(shard)) if (said := wrong(item))]
+    return [Problem('sample', n, said.partition(': ')[0], said) for n, item in enumerate(stream.contents(shard)) if (said := wrong(item))]
+
+def _in_threads(look: Callable[[Any], list[Problem]], parts: Sequence[Any], workers: int) -> list[Problem]:
+    with ThreadPoolExecutor(workers or os.cpu_count()) as pool: return [p for ps in tqdm(pool.map(look, parts), 'checking', len(parts), delay=2) for p in ps]
 
 def find_problems(
     expressions: Expressions | Pairs,
@@ -476,11 +479,8 @@ def find_problems(
     "Decode every photo and every mask, and list what is wrong."
     if isinstance(expressions, Mixture): return [p for part in expressions.parts for p in find_problems(part, workers)]
     if isinstance(expressions, Listed): return find_problems(expressions.expressions, workers)
-    if isinstance(expressions, Stream): parts, look = expressions.shards, partial(_problems_of_shard, expressions)
-    else: parts, look = list(by_photo(expressions).values()), _problems_of
-    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-        found = [p for ps in tqdm(pool.map(look, parts), 'checking', len(parts), delay=2) for p in ps]
-    if isinstance(expressions, Stream): return found
+    if isinstance(expressions, Stream): return _in_threads(partial(_problems_of_shard, expressions), expressions.shards, workers)
+    found = _in_threads(_problems_of, list(by_photo(expressions).values()), workers)
     seen: set[int] = set()
     for e in expressions:
         if e.sent_id in seen: found.append(Problem('expression', e.sent_id, str(e.image), 'its sent_id occurs twice'))
