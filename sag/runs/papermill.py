@@ -25,6 +25,7 @@ import nbformat
 import pandas as pd
 import papermill as pm
 import psutil
+from ipykernel.kernelspec import get_kernel_dict
 from IPython.display import display
 from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpec
@@ -87,7 +88,7 @@ class _Kernel(AsyncKernelManager):
     "A kernel of this interpreter; Jupyter would take the first `python3` on its path, which may be another environment's."
     @property
     def kernel_spec(self) -> KernelSpec:
-        return KernelSpec(argv=[sys.executable, '-m', 'ipykernel_launcher', '-f', '{connection_file}'], display_name='Python 3', language='python')
+        return KernelSpec(**get_kernel_dict())
 
 def execute(
     notebook: Path,  # notebook to execute
