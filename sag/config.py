@@ -129,11 +129,11 @@ class SaGConfig(Widths, Encoders):
 @dataclass(frozen=True)
 class Data:
     "Where expressions and photos come from."
-    dataset: str = 'refcoco'  # a name in `sag.data.sets.DATASETS`, or `hf:` and a hub id or folder; several with commas
+    dataset: str = 'refcoco'  # a name in `sag.data.sets.DATASETS`, `hf:` or `stream:` and a hub id or files, `wds:` and shards; several with commas
     split_by: str = ''  # whose split, such as unc, google or umd ('': the usual one)
     root: str = 'data'  # folder of the data set
     images: str = ''  # the photos' folder ('': where such data sets have it)
-    columns: dict = field(default_factory=dict)  # for `hf:`, role → column: '{"text": "query"}' ({}: guessed, and logged)
+    columns: dict = field(default_factory=dict)  # for `hf:` and `stream:`, role → column: '{"text": "query"}' ({}: guessed, and logged)
     train_split: str = 'train'  # photos and expressions to learn from
     val_split: str = 'val'  # split watched while training ('' for none); its masks serve measuring alone
     captions: str = _one_of('captions', 'phrases', 'both')  # in training, captions as they are, their noun `phrases`, or `both`
