@@ -355,6 +355,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'sag.data.hub._one_split': ('data.hub.html#_one_split', 'sag/data/hub.py'),
                               'sag.data.hub._open_splits': ('data.hub.html#_open_splits', 'sag/data/hub.py'),
                               'sag.data.hub._opened': ('data.hub.html#_opened', 'sag/data/hub.py'),
+                              'sag.data.hub._parquet_splits': ('data.hub.html#_parquet_splits', 'sag/data/hub.py'),
                               'sag.data.hub._parsed': ('data.hub.html#_parsed', 'sag/data/hub.py'),
                               'sag.data.hub._places': ('data.hub.html#_places', 'sag/data/hub.py'),
                               'sag.data.hub._readable': ('data.hub.html#_readable', 'sag/data/hub.py'),

@@ -9,7 +9,6 @@ from papermill.parameterize import parameterize_notebook
 
 from sag.runs import papermill
 
-
 @pytest.fixture
 def in_process(monkeypatch):
     "Commands run their notebooks in this process: a kernel for each run would take minutes."
