@@ -101,7 +101,7 @@ def app(
 
 # %% ../nbs/82_cli.ipynb #83da8087
 def prepare(
-    dataset: str = 'refcoco',  # -d: a data set's name (data/README.md lists them), Gref, unc, unc+, or hf: and a hub id (owner/name@revision), file or folder
+    dataset: str = 'refcoco',  # -d: a name in data/README.md, Gref, unc, unc+, hf: or stream: and a hub id (owner/name@revision) or files, wds: and shards
     root: str = 'data',  # folder of the data set
     split_by: str = '',  # whose split, such as unc, google or umd (default: the usual one)
     images: str = '',  # the photos' folder (default: where such data sets have it)
@@ -118,6 +118,7 @@ def prepare(
     from sag.data.npz import released_sets
     name, by = released_sets.get(dataset, (dataset, split_by))
     if layout not in ('table', 'npz'): raise ValueError(f"layout={layout!r}; choose 'table' or 'npz'")
+    if sets.is_stream(name): return _prepare_stream(sets.load(name, root, by, 'train', images or None, columns=_column_map(columns)), root, check)
     data, by = sets.find_set(name, by)
     if photos or download: _fetch(name, root, bool(photos))
     with sets.say_how_to_fetch(name, root): table = sets.prepare_table(name, root, by, images or None, _column_map(columns), photos)
@@ -125,6 +126,12 @@ def prepare(
     print(sets.count_splits(table, data.published[by]).to_string(na_rep=''), '\n')
     if check: _complain(sets.find_problems(table), sets.prepared_file(Path(root), name, by).with_suffix('.problems.csv'))
     return repr(table) if layout == 'table' else f'written: {_write_npz(table, dataset, root, split, embeddings)}'
+
+def _prepare_stream(stream: Any, root: str, check: bool) -> str:
+    "A stream needs no table: its samples are counted."
+    from sag.data.sets import find_problems
+    if check: _complain(find_problems(stream), Path(root)/'prepared/stream.problems.csv')
+    return repr(stream)
 
 def _column_map(text: str) -> dict[str, str]:
     "`--columns`. ValueError if it is not a JSON object."

@@ -176,7 +176,7 @@ def setup(
     return dict(parallel_read_safe=True, parallel_write_safe=True)
 
 # %% ../nbs/80_docs.ipynb #6f4dc3fe
-ROOMS = {'Configure': 0, 'Data': 10, 'Model': 30, 'Measure': 40, 'Train': 50, 'Runs': 60, 'Show and share': 70, 'Benchmarks': 74, 'Tools': 80,
+ROOMS = {'Configure': 0, 'Data': 9, 'Model': 28, 'Measure': 40, 'Train': 50, 'Runs': 60, 'Show and share': 70, 'Benchmarks': 74, 'Tools': 80,
          'Guides': 90, 'Results': 94}
 _PROJECT = {'Start': ['data/README.md', 'runs/README.md'], 'Results': ['runs/published/README.md', 'sag/small/README.md'],
             'Project': ['CONTRIBUTING.md', 'CHANGELOG.md', 'LICENSE']}

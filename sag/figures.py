@@ -76,9 +76,10 @@ def target_of(
 def show_expression(
     e: Expression,              # with a mask, a box, or neither
     ax: Axes | None = None,     # where to draw; default a figure of its own
+    photo: Image.Image | None = None,   # default its file's; a stream has none
 ) -> Axes:
     "The photo, what the expression refers to, and the sentence."
-    return show_target(ax or plt.subplots(figsize=(2.2, 2.4), dpi=80)[1], e.photo(), target_of(e), quoted(e.sentence))
+    return show_target(ax or plt.subplots(figsize=(2.2, 2.4), dpi=80)[1], photo or e.photo(), target_of(e), quoted(e.sentence))
 
 # %% ../nbs/70_figures.ipynb #0975b955
 def slot_colours(

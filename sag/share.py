@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from .config import Recipe, SaGConfig, to_json
 from .data.batches import image_transform, pad_sentences, text_limit, tokenizer_of
-from .data.sets import parts_of
+from .data.sets import is_stream, parts_of
 from .evaluate import pretty
 from .files import atomic, extra, read_json
 from .model.sag import SaG
@@ -179,7 +179,7 @@ def _card(run: Run, name: str, license: str) -> str:
     results = [o for title, facts in found.items() for o in _eval_results(title, facts)]
     head = ModelCardData(
         library_name='sag', license=license or None, pipeline_tag='image-segmentation',
-        datasets=sorted({n for n, _ in parts_of(record['recipe']['dataset']) if not n.startswith('wds:')}),
+        datasets=sorted({n for n, _ in parts_of(record['recipe']['dataset']) if not is_stream(n)}),
         tags=['referring-image-segmentation', 'weakly-supervised', 'slot-attention'], model_name=name, eval_results=results or None)
     photos = f', {len(run.train_photos):,} photos' if run.train_photos else ''
     measures = '\n'.join(_measured(title, facts) for title, facts in found.items()) or 'Nothing was measured.\n'

@@ -9,7 +9,6 @@ __all__ = ['MAX_PIXELS', 'upright', 'to_rgb', 'has_orientation', 'read_photo', '
 import io
 import os
 import stat
-import tarfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -54,14 +53,11 @@ MAX_PIXELS = 64_000_000  # of a photo, and of the frame an annotation was drawn 
 _FORMATS = ('BMP', 'GIF', 'JPEG', 'JPEG2000', 'MPO', 'PNG', 'PPM', 'TIFF', 'WEBP', 'AVIF')
 
 def _open_photo(
-    path: str | os.PathLike,  # a photo's file; or an npz of the released layout, which holds one: see `sag.data.npz`; or shard.tar/name
+    path: str | os.PathLike,  # a photo's file; or an npz of the released layout, which holds one: see `sag.data.npz`
     data: bytes | None = None,  # its content, if that has been read already
 ) -> Image.Image:
     "The photo, not decoded yet."
     Image.init()
-    shard = next((p for p in Path(path).parents if p.suffix == '.tar' and p.is_file()), None) if data is None else None
-    if shard:
-        with tarfile.open(shard, 'r:') as tar: data = tar.extractfile(Path(path).relative_to(shard).as_posix()).read()  # type: ignore[union-attr]
     formats = [f for f in _FORMATS if f in Image.OPEN]
     if data is not None: return Image.open(io.BytesIO(data), formats=formats)
     if not stat.S_ISREG(os.stat(path).st_mode): raise ValueError('it is a folder, a pipe or a device')
