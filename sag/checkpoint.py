@@ -28,10 +28,8 @@ def random_state() -> dict[str, Any]:
     return dict(python=torch.tensor(random.getstate()[1]), numpy=torch.tensor([*map(int, numpy['key']), numpy['pos']]),
                 torch=torch.get_rng_state(), cuda=torch.cuda.get_rng_state() if torch.cuda.is_available() else None)
 
-def set_random_state(
-    state: dict[str, Any],  # of `random_state`
-) -> None:
-    "Restore every generator."
+def set_random_state(state: dict[str, Any]) -> None:
+    "Restore every generator to what `random_state` gave."
     random.setstate((3, tuple(state['python'].tolist()), None))
     np.random.set_state(('MT19937', state['numpy'][:-1].numpy().astype(np.uint32), int(state['numpy'][-1]), 0, 0.))
     torch.set_rng_state(state['torch'])
@@ -48,21 +46,18 @@ def save(
     state: dict[str, Any],  # tensors, numbers, text, and lists and dicts of them
     folder: Path,  # where checkpoints lie
     step: int,  # names the file
-    keep: int = 2,  # checkpoints that stay, the new one among them
 ) -> Path:
-    "Write a checkpoint and remove older ones. OSError if the disk is full; then the older ones stay."
+    "Write a checkpoint and remove all but the one before. OSError if the disk is full; then the older ones stay."
     path = folder/f'step-{step:09}.pt'
     try:
         with atomic(path) as temp: torch.save(state, temp)
     except (OSError, RuntimeError) as e:
         raise OSError(f'{path} cannot be written, is the disk full? Make room and resume; earlier checkpoints are whole. ({e})') from e
-    for old in {*folder.iterdir()} - {*checkpoints(folder)[:keep]}: old.unlink()  # among them what a killed process left half-written
+    for old in {*folder.iterdir()} - {*checkpoints(folder)[:2]}: old.unlink()  # among them what a killed process left half-written
     return path
 
 # %% ../nbs/50_checkpoint.ipynb #c6a0a5bf
-def read(
-    path: Path,  # a checkpoint
-) -> dict[str, Any]:
+def read(path: Path) -> dict[str, Any]:
     "A checkpoint's state, its checksums verified; ValueError if the file is damaged."
     try:
         with zipfile.ZipFile(path) as z: wrong = z.testzip()
@@ -83,7 +78,9 @@ def newest(
 # %% ../nbs/50_checkpoint.ipynb #58faf5ae
 class Terminated(SystemExit):
     "A signal came, and the state was saved; uncaught, it ends the process with status 128 + the signal's number."
-    def __init__(self, number: int = signal.SIGTERM): super().__init__(128 + number)
+    def __init__(self, number: int = signal.SIGTERM):
+        super().__init__(128 + number)
+        warnings.filterwarnings('ignore', 'To exit: use')  # IPython's advice when a cell ends by SystemExit
 
 SIGNALS = [getattr(signal, name) for name in ('SIGTERM', 'SIGINT', 'SIGHUP') if hasattr(signal, name)]
 

@@ -14,7 +14,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import MISSING, fields, is_dataclass
-from importlib import import_module
+from importlib import import_module, resources
 from inspect import isclass, isfunction
 from pathlib import Path
 from types import FunctionType
@@ -256,37 +256,8 @@ class _Site:
         for file in (self.nbs.parent/o for v in _PROJECT.values() for o in v if (self.nbs.parent/o).exists()): self.file(file)
         for m, stem in self.modules.items(): self.write(f'api/{m}.md', _linked(_reference(m, stem), _meanings(m, '', self.targets)))
         self.write('api/index.md', _overview(list(self.modules)))
-        self.write('_static/sag.css', _STYLE)
+        self.write('_static/sag.css', (resources.files('sag')/'docs.css').read_text(encoding='utf-8'))
         return self
-
-# %% ../nbs/80_docs.ipynb #bab413a5
-_STYLE = """
-@media (max-width: 105em) {
-  .toc-drawer { border-left: 1px solid var(--color-background-muted); height: 100vh; position: fixed; right: -15em; top: 0 }
-  .toc-tree { border-left: none }
-}
-@media (min-width: 63em) and (max-width: 105em) { .toc-content-icon { display: flex } }
-@media (max-width: 63em) { .toc-content-icon { display: none !important } }
-@media (min-width: 63em) { .sidebar-drawer { width: 15em } .content { box-sizing: border-box; width: min(78em, 100vw - 15em) } }
-@media (min-width: 105em) { .content { width: min(78em, 100vw - 30em) } }
-article :is(p, ul, ol, dl.field-list, blockquote) { max-width: 50em }
-article pre { font-size: 12px; white-space: pre-wrap; overflow-wrap: anywhere }
-article pre span { text-decoration: none !important }
-h1 { font-size: 2.2em } h2 { font-size: 1.6em } h3 { font-size: 1.25em }
-blockquote p:last-child { margin-bottom: .2em }
-div.cell div.cell_input { border-color: var(--color-background-border); border-left: 2px solid var(--color-brand-primary) }
-details.hide { border: none; box-shadow: none }
-details.hide p.admonition-title { background: none; max-width: none; padding-left: 0 }
-details.hide p.admonition-title::before { display: none }
-div.cell_output > .output { overflow-x: auto }
-article img { border-radius: 3px }
-a.full-size { cursor: zoom-in }
-body[data-theme=dark] article img { background: #fff; padding: 3px }
-@media (prefers-color-scheme: dark) { body:not([data-theme=light]) article img { background: #fff; padding: 3px } }
-table.dataframe { border: none; border-collapse: collapse; font-size: 81% }
-table.dataframe :is(th, td) { border: none; border-bottom: 1px solid var(--color-table-border); padding: .25em .7em; text-align: right; white-space: nowrap }
-table.dataframe thead th { border-bottom-width: 2px }
-""".lstrip()
 
 # %% ../nbs/80_docs.ipynb #4c52b340
 _conf = dict(

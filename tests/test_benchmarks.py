@@ -2,6 +2,7 @@
 import json
 import pickle
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -118,6 +119,11 @@ def test_expressions_that_name_nothing_are_measured_as_gref_s(name, scenes, mode
 def test_photos_of_train_and_val(scenes):
     folders = {e.image.parent.name for e in load('refcoco', scenes)}
     assert folders == {'train2014', 'val2014'} == {e.image.parent.name for e in load('refcoco', scenes, images=scenes/'coco/images')}
+
+
+def test_every_data_set_has_a_row_in_the_table():
+    table = (Path(__file__).parents[1]/'data/README.md').read_text(encoding='utf-8')
+    assert [k for k in DATASETS if f'`{k}`' not in table] == []
 
 
 def test_the_named_sets_are_in_the_list():

@@ -57,6 +57,7 @@ def test_a_signal_lets_the_kernel_save_first(notebook, tmp_path, number):
     process.send_signal(number)
     assert process.wait(60) == 128 + number
     assert sorted(o.name for o in (tmp_path/'run').glob('[!.]*')) == ['at work', 'work.parameters.json', 'work.running.ipynb']
+    assert 'To exit' not in (tmp_path/'run'/'work.running.ipynb').read_text() + process.stderr.read().decode()
     row = outcome(resume(tmp_path/'run', notebook, changes=dict(lr=3)))
     assert (row['resumed'], row['changes']) == (True, dict(lr=3, dim=2))
 

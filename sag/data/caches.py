@@ -26,10 +26,7 @@ from ..files import check_file
 # %% ../../nbs/23_data.caches.ipynb #3c81c023
 SEAL, SIZE = b'sagseal1', 16  # the mark before the checksum, bytes of the checksum
 
-def _digest(
-    path: Path,
-    size: int,  # bytes that count, from the start
-) -> bytes:
+def _digest(path: Path, size: int) -> bytes:  # bytes that count, from the start
     h = hashlib.blake2b(digest_size=SIZE)
     with open(path, 'rb') as f:
         while size and (piece := f.read(min(size, 1 << 20))):
@@ -37,17 +34,13 @@ def _digest(
             size -= len(piece)
     return h.digest()
 
-def is_sealed(
-    path: Path,  # a file
-) -> bool:
+def is_sealed(path: Path) -> bool:
     "Whether a file ends with a seal; one that was written before there were seals does not."
     with open(path, 'rb') as f:
         f.seek(max(0, path.stat().st_size - SIZE - len(SEAL)))
         return f.read(len(SEAL)) == SEAL
 
-def check_seal(
-    path: Path,  # a file
-) -> None:
+def check_seal(path: Path) -> None:
     "ValueError where a file is cut off or any bit of it has changed; reads it once, at about 1 GB/s."
     size = path.stat().st_size - SIZE - len(SEAL)
     if size < 0 or not is_sealed(path): raise ValueError(f'{path}: no whole cache, its end is missing')
@@ -56,9 +49,7 @@ def check_seal(
         if f.read() != _digest(path, size): raise ValueError(f'{path}: damaged, its checksum does not fit')
 
 # %% ../../nbs/23_data.caches.ipynb #d0ecfe69
-def _remove_leftovers(
-    folder: Path,  # of caches
-) -> None:
+def _remove_leftovers(folder: Path) -> None:
     "Remove temporary files of processes that died."
     for path in folder.glob('.*'):
         if not re.fullmatch(r'\..+\.[0-9a-f]{8}\.(npy|arrow)', path.name): continue
@@ -120,7 +111,7 @@ class Rows(Mapping[Path, np.ndarray]):
     def __reduce__(self): return type(self), (self.path, list(self.index))  # a worker that is given it opens the file itself
     @classmethod
     def open(cls, path: Path, photos: Sequence[Path]) -> Any:  # of this class
-        "A file of `new_rows`, checked; None where there is none, or where it is damaged, which is said."
+        "A file of `new_rows`, checked; None if there is none, or, with a warning, if it is damaged."
         if not path.exists(): return None
         try:
             check_file(path)

@@ -28,9 +28,7 @@ from .expressions import Expression
 from .photos import has_orientation, read_photo
 
 # %% ../../nbs/27_data.features.ipynb #f086edef
-def _frames(
-    photos: Iterable[Expression | Path],
-) -> dict[Path, tuple[int, int] | None]:  # photo → (width, height) of its annotation
+def _frames(photos: Iterable[Expression | Path]) -> dict[Path, tuple[int, int] | None]:  # → (width, height) of its annotation
     "Each photo once. ValueError where a bare file has an EXIF orientation: only an annotation tells which way is up."
     frames: dict[Path, tuple[int, int] | None] = {}
     for p in photos:
@@ -39,13 +37,8 @@ def _frames(
             raise ValueError(f'{p} has an EXIF orientation: pass expressions instead of files, their annotations tell which way is up')
     return frames
 
-def _fingerprint(
-    encoder: nn.Module,  # its weights count
-    config: SaGConfig,  # its image settings count
-    photos: Iterable[Expression | Path],  # in the order of the cache
-    precision: str = 'fp32',
-) -> str:  # 16 hexadecimal digits
-    "A digest of all that cached features depend on."
+def _fingerprint(encoder: nn.Module, config: SaGConfig, photos: Iterable[Expression | Path], precision: str = 'fp32') -> str:
+    "A digest of all that cached features depend on: weights, image settings, photos in order, precision."
     h = hashlib.sha256()
     settings = {k: v for k, v in vars(config).items() if k.startswith('image_')} | dict(position_resize=config.position_resize)
     if precision not in ('', 'fp32'): settings['precision'] = precision
@@ -58,7 +51,6 @@ def _fingerprint(
 class Features(Stored):
     "Cached features by photo: `features[path]` is (N, C), float16."
 
-# %% ../../nbs/27_data.features.ipynb #d0b9fbe9
 @torch.no_grad()
 def cache_features(
     encoder: nn.Module,  # pixels (B, 3, H, W) to features (B, C, h, w)

@@ -44,10 +44,10 @@ def hub_files(
     path = Path(name)
     if path.is_file() and path.suffix in _KINDS: return [path]
     found = [p for p in sorted(path.rglob('*')) if p.suffix in _KINDS and not re.search(r'/(\.|cache-|indices-)', f'/{p.relative_to(path).as_posix()}')]
-    if path.exists() and not found: raise FileNotFoundError(f'hf:{name}: no {", ".join(_KINDS)} file there')
+    if path.exists() and not found: raise FileNotFoundError(f'{name}: no {", ".join(_KINDS)} file there')
     if found: return [p for p in found if p.suffix == min((p.suffix for p in found), key=[*_KINDS].index)]
     if re.fullmatch(r'[\w.-]+/[\w.-]+(@[\w./-]+)?', name): return []
-    raise FileNotFoundError(f'hf:{name}: neither a file or folder nor a hub id such as owner/name or owner/name@revision')
+    raise FileNotFoundError(f'{name}: neither a file or folder nor a hub id such as owner/name or owner/name@revision')
 
 # %% ../../nbs/22_data.hub.ipynb #2b6e48c3
 _SPLITS = dict(train='train', training='train', val='val', valid='val', validation='val', dev='val', test='test', testa='testA', testb='testB', testc='testC')

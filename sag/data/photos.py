@@ -38,10 +38,8 @@ def _grey(photo: Image.Image) -> Image.Image:  # 8 bits
     white = 1 if photo.mode == 'F' and high <= 1 else 255 if eight and high <= 255 else 65535
     return Image.fromarray((x*(255/white)).round().astype(np.uint8))
 
-def to_rgb(
-    photo: Image.Image,  # of any mode
-) -> Image.Image:  # RGB
-    "Three channels of 8 bits: deep greys scaled, transparency on white."
+def to_rgb(photo: Image.Image) -> Image.Image:  # RGB
+    "A photo of any mode in three channels of 8 bits: deep greys scaled, transparency on white."
     if photo.mode == 'F' or photo.mode.startswith('I'): photo = _grey(photo)
     if photo.mode in ('RGBA', 'LA', 'PA', 'RGBa', 'La') or 'transparency' in photo.info:
         photo = photo.convert('RGBA')
@@ -64,9 +62,7 @@ def _open_photo(
     if Path(path).suffix != '.npz': return Image.open(path, formats=formats)
     with np.load(path, allow_pickle=False) as z: return Image.fromarray(z['im_batch'])
 
-def has_orientation(
-    path: str | os.PathLike,  # a photo's file
-) -> bool:
+def has_orientation(path: str | os.PathLike) -> bool:
     "Whether a photo's EXIF asks to turn or mirror it; False where that cannot be read."
     try:
         with _open_photo(path) as photo: return photo.getexif().get(0x0112, 1) in range(2, 9)
@@ -102,9 +98,7 @@ def finder(
         return next((there[n] for n in names for there, n in ((exact, n), (lower, n.lower())) if n in there), folders[0]/name)
     return find
 
-def check_photos(
-    photos: Iterable[Path],  # photos that will be read
-) -> None:
+def check_photos(photos: Iterable[Path]) -> None:
     "FileNotFoundError where some are missing, naming the first few; lists each folder once instead of asking for each file."
     wanted = set(photos)
     there = {Path(f)/n for f in {p.parent for p in wanted} if f.is_dir() for n in os.listdir(f)}

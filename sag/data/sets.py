@@ -329,9 +329,8 @@ def named_parts(
     name: str,  # of a data set, or several
     *watched: str,  # splits to watch or to measure
 ) -> list[str]:
-    "The published sets among the parts. FileNotFoundError for files of a stream that are missing, ValueError if there are streams alone and a split is wanted."
+    "The published sets among the parts. ValueError if there are streams alone and a split is wanted."
     named = [n for n, _ in parts_of(name) if not is_stream(n)]
-    for kind, _, where in (n.partition(':') for n, _ in parts_of(name) if is_stream(n)): (find_shards if kind == 'wds' else parquet_files)(where)
     if named or not watched: return named
     raise ValueError(f"{name} is a stream and has no split {watched[0]!r}: pass val_split='', or add a published data set to watch, as in {name},refcoco:0.1")
 
@@ -395,7 +394,10 @@ def check_available(
     recipe: Recipe,  # its data set and splits
     *splits: str,  # further ones
 ) -> None:
-    "FileNotFoundError for annotations that are missing, ValueError for a split that a published data set does not have."
+    "FileNotFoundError for annotations or shards that are missing, ValueError for a split that a published data set does not have."
+    for kind, _, where in (n.partition(':') for n, _ in parts_of(recipe.dataset) if is_stream(n)):
+        if kind == 'wds': find_shards(where)
+        else: parquet_files(where, recipe.split_by)
     asked = [s for o in (recipe.train_split, recipe.val_split, *splits) for s in o.split('+') if o not in ('', 'auto', 'all')]
     for name in named_parts(recipe.dataset, *(s for o in (recipe.val_split, *splits) for s in o.split('+') if s not in ('', 'auto', 'all'))):
         data, by = find_set(name, recipe.split_by)

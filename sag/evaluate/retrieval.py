@@ -26,7 +26,6 @@ from . import expressions_by_photo, photo_texts
 def photo_scores(
     model: Any,                                     # SaG, with a tokenizer
     expressions: Sequence[Expression],              # T of them, of B photos
-    draw: int = 0,                                  # number of the slot draw
     batch_size: int = 16,                           # photos at a time
     features: Mapping[Path, Tensor] | None = None,  # (N,C) of each photo, in place of decoding it
 ) -> tuple[Tensor, Tensor]:                         # scores (T,B), index of each expression's own photo (T,)
@@ -37,7 +36,7 @@ def photo_scores(
         for b in loader(data, batch_size, shuffle=False, drop_last=False):
             b, ids = b.to(device), [es[0].image_id for es in expressions_by_photo(b)]
             own.append(b.image_of_text + sum(len(s) for s in slots))
-            slots.append(next(encode_draws(model, b.pixel_values, ids, [draw], b.features))[1].slots)
+            slots.append(next(encode_draws(model, b.pixel_values, ids, [0], b.features))[1].slots)
             text.append(model.encode_text(b.input_ids, b.attention_mask))
         words = torch.cat(text)
         scores = [(model.gather(one[None], words)[0][0]*words).sum(1) for one in torch.cat(slots)]
@@ -80,17 +79,14 @@ def evaluate_presence(
     expressions: Sequence[Expression],              # with masks or boxes, or `no_target`
     presence: float,                                # of `presence_threshold`; an expression below it gets an empty mask
     threshold: float = .5,                          # mask = score ≥ threshold
-    draw: int = 0,                                  # number of the slot draw
-    batch_size: int = 16,                           # photos at a time
-    features: Mapping[Path, Tensor] | None = None,  # (N,C) of each photo, in place of decoding it
 ) -> pd.DataFrame:      # a row for each expression; `sag.metrics.generalised` makes the measures of it
     "Measure masks and emptiness: sent_id, image_id, sentence, no_target, fit, empty, box_iou, intersection, union."
-    rows, data = list[dict[str, Any]](), photo_texts(model, expressions, features)
+    rows, data = list[dict[str, Any]](), photo_texts(model, expressions)
     with evaluation_mode(model) as device:
-        for b in loader(data, batch_size, shuffle=False, drop_last=False):
+        for b in loader(data, 16, shuffle=False, drop_last=False):
             b, groups = b.to(device), expressions_by_photo(b)
             text = model.encode_text(b.input_ids, b.attention_mask).split([len(es) for es in groups])
-            _, out = next(encode_draws(model, b.pixel_values, [es[0].image_id for es in groups], [draw], b.features))
+            _, out = next(encode_draws(model, b.pixel_values, [es[0].image_id for es in groups], [0], b.features))
             for es, words, slots, maps, features in zip(groups, text, out.slots, at_least_float32(out.slot_maps), out.features, strict=True):
                 fit = (at_least_float32(model.gather(slots[None], words)[0][0])*words).sum(1)
                 relevance = relevance_of(model, [e.sentence for e in es], words, slots[None], maps)
@@ -103,11 +99,7 @@ def _box_iou(mask: np.ndarray, box: tuple[float, ...]) -> float:
     mine = coco_mask.toBbox(coco_mask.encode(np.asfortranarray(mask, np.uint8)))
     return float(coco_mask.iou(mine[None], np.array([box], float), [0])[0, 0])
 
-def _presence_rows(
-    es: Sequence[Expression],   # T expressions of one photo
-    fit: Tensor,                # (T,) photo–sentence scores
-    masks: np.ndarray,          # (T,H,W) bool
-) -> list[dict[str, Any]]:
+def _presence_rows(es: Sequence[Expression], fit: Tensor, masks: np.ndarray) -> list[dict[str, Any]]:  # T, (T,), (T,H,W) bool
     "Rows of `evaluate_presence`; the truth of an expression that names nothing is empty."
     def truth(e: Expression) -> np.ndarray: return e.mask if has_mask(e) else box_mask(e.box, e.height, e.width)
     true = [np.zeros_like(m) if e.no_target else truth(e) for e, m in zip(es, masks, strict=True)]

@@ -32,7 +32,6 @@ from jupyter_client.kernelspec import KernelSpec
 from nbclient.exceptions import DeadKernelError
 from traitlets.config import Config
 
-# %% ../../nbs/62_runs.papermill.ipynb #df019dc1
 import sag
 
 from ..files import ENVIRONMENT, Lenient, atomic, hold, project_root, read_json
