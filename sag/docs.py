@@ -160,16 +160,15 @@ def _mathml(self: Any, node: nodes.Node) -> None:
     raise nodes.SkipNode
 
 def _zoomable(body: str) -> str:
-    "Link every figure that is not a link yet to its file."
+    "Link every figure that has a file, and is not a link yet, to that file."
     parts = re.split(r'(<a\b.*?</a>)', body, flags=re.S)
-    return ''.join(o if i % 2 else re.sub(r'<img [^>]*?src="([^"]+)"[^>]*>', r'<a class="full-size" href="\1">\g<0></a>', o) for i, o in enumerate(parts))
+    def link(html: str) -> str: return re.sub(r'<img [^>]*?src="(?!data:)([^"]+)"[^>]*>', r'<a class="full-size" href="\1">\g<0></a>', html)
+    return ''.join(o if i % 2 else link(o) for i, o in enumerate(parts))
 
 def _figures(app: Sphinx, pagename: str, templatename: str, context: dict, doctree: Any) -> None:
     if 'body' in context: context['body'] = _zoomable(context['body'])
 
-def setup(
-    app: Sphinx,  # the site under way
-) -> dict[str, Any]:
+def setup(app: Sphinx) -> dict[str, Any]:
     "This module is its own Sphinx extension."
     app.add_html_math_renderer('mathml', (_mathml, None), (_mathml, None))
     app.connect('html-page-context', _figures)

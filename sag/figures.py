@@ -66,9 +66,7 @@ def show_target(
         ax.add_patch(Rectangle((x - .5, y - .5), w, h, fill=False, lw=1.5, ec=np.array(TRUTH) / 255))
     return ax
 
-def target_of(
-    e: Expression,      # a record
-) -> Any:               # its mask (H,W), its box (x,y,width,height), or None
+def target_of(e: Expression) -> Any:  # its mask (H,W), its box (x,y,width,height), or None
     "The best ground truth that a record has."
     return e.mask if e.segmentations else e.box if e.boxes else None
 
@@ -81,9 +79,7 @@ def show_expression(
     return show_target(ax or plt.subplots(figsize=(2.2, 2.4), dpi=80)[1], photo or e.photo(), target_of(e), quoted(e.sentence))
 
 # %% ../nbs/70_figures.ipynb #0975b955
-def slot_colours(
-    k: int,             # slots
-) -> np.ndarray:        # (K,3) in [0,1]
+def slot_colours(k: int) -> np.ndarray:  # (K,3) in [0,1]
     "Colours as far apart as K allows; neighbours in the list, slots of one group, differ most."
     hues = np.array(sns.husl_palette(k, h=.03, s=.92, l=.66))
     step = next(s for s in range(max(1, round(k * .382)), k + 1) if np.gcd(s, k) == 1)
@@ -123,9 +119,7 @@ def relevance_bars(
 # %% ../nbs/70_figures.ipynb #11913e23
 _BARS = .8       # width of the bars' panel, in photos
 
-def panel_aspect(
-    photo: Image.Image,     # any
-) -> float:                 # height / width, between 1/3 and 3
+def panel_aspect(photo: Image.Image) -> float:  # height / width, between 1/3 and 3
     "The shape of a photo's panel."
     return min(max(photo.height / photo.width, 1 / 3), 3.)
 

@@ -31,10 +31,8 @@ def _globals() -> list:
     dtypes = [getattr(np.dtypes, name) for name in np.dtypes.__all__ if name != 'ObjectDType']
     return [argparse.Namespace, *((found, name) for name, found in names.items()), *dtypes]
 
-def read_checkpoint(
-    path: str | Path, # a .pth.tar file of the released code
-) -> dict: # args, epoch, iou, loss, model
-    "The saved dict. A pickle that asks for anything but tensors and options is an `UnsafePickle`, a damaged or foreign file a ValueError."
+def read_checkpoint(path: str | Path) -> dict:  # args, epoch, iou, loss, model
+    "The dict in a .pth.tar file. A pickle that asks for anything but tensors and options is an `UnsafePickle`, a damaged or foreign file a ValueError."
     if not Path(path).is_file(): raise FileNotFoundError(f'{path} does not exist')
     try:
         if zipfile.is_zipfile(path):

@@ -49,10 +49,8 @@ def _public(value: Any) -> Any:
     return '/'.join(Path(value).parts[-2:]) if isinstance(value, str) and Path(value).is_absolute() else value
 
 # %% ../nbs/72_share.ipynb #0dde92a7
-def measurements(
-    run: Run,  # of a training
-) -> dict[str, dict[str, Any]]:  # metrics.json by name, such as 'refcoco unc val'
-    "What was measured of a run, itself first."
+def measurements(run: Run) -> dict[str, dict[str, Any]]:  # metrics.json by name, such as 'refcoco unc val'
+    "What was measured of a training, by itself first."
     found, own = {}, {k: run.record['recipe'][k] for k in ('dataset', 'split_by')}  # for a measurement that does not name its data
     for path in sorted(run.path.rglob('metrics.json'), key=lambda p: len(p.parts)):
         facts = own | Run(path.parent).metrics

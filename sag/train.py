@@ -217,11 +217,8 @@ def student_losses(
     return dict(loss=loss*weight(len(own), own.device), student=loss)
 
 # %% ../nbs/52_train.ipynb #e62e3f63
-def accelerator(
-    recipe: Recipe,  # track
-    dest: str | Path = '.',  # where TensorBoard's files go
-) -> Accelerator:
-    "Device, processes and trackers; ImportError for a tracker that is not installed."
+def accelerator(recipe: Recipe, dest: str | Path = '.') -> Accelerator:
+    "Device, processes and trackers (TensorBoard's files go to `dest`); ImportError for a tracker that is not installed."
     if recipe.track and not find_spec(recipe.track):
         raise ImportError(f"track={recipe.track!r} needs a package that is not installed: pip install '.[track]' in a clone of the repository")
     return Accelerator(mixed_precision='no', log_with=recipe.track or None, project_dir=str(dest))
@@ -272,11 +269,10 @@ class Training:
 def batch_losses(
     training: Training,  # its model and losses
     batch: Batch,  # on the model's device
-    noise: Tensor | None = None,  # (B, K, D), drawn when None
 ) -> dict[str, Tensor]:  # see `losses`
     "Forward pass and losses of a batch."
     with autocast(training.recipe.precision, training.model.device):
-        out = training.forward(batch.pixel_values, batch.input_ids, batch.attention_mask, noise, batch.features)
+        out = training.forward(batch.pixel_values, batch.input_ids, batch.attention_mask, None, batch.features)
     full = {k: at_least_float32(v) for k, v in vars(out).items() if isinstance(v, Tensor)}
     return training.losses(replace(out, **full), batch, training.recipe)
 
@@ -374,10 +370,8 @@ def warn_of_leak(
     if said: warnings.warn(said, stacklevel=2)
 
 # %% ../nbs/52_train.ipynb #fa28c641
-def checkpoint(
-    training: Training,  # its folder gets a file in checkpoints/
-) -> None:
-    "Save all that decides how the training continues (all processes take part, the first one writes)."
+def checkpoint(training: Training) -> None:
+    "Save all that decides how the training continues, in checkpoints/ of its folder (all processes take part, the first one writes)."
     flush(training)
     state = dict(
         step=training.step, best=training.best, history=json.dumps(training.history), nonfinite=training.nonfinite, random=everyone(random_state()),
@@ -429,11 +423,8 @@ def begin(
     if training.recipe.track: training.accelerator.init_trackers('sag', {k: str(v) for k, v in asdict(training.recipe).items()})
 
 # %% ../nbs/52_train.ipynb #a76e07a3
-def check_recipe(
-    recipe: Recipe,  # what to train
-    where: str = 'cpu',  # kind of device
-) -> None:
-    "ValueError for settings that contradict each other."
+def check_recipe(recipe: Recipe, where: str = 'cpu') -> None:
+    "ValueError for settings that contradict each other, or that this kind of device cannot follow."
     r = recipe
     if r.cache_features and not r.freeze_image: raise ValueError('cache_features needs freeze_image=True: the features of a backbone that trains change')
     if r.entities == 'clusters' and not r.freeze_image:

@@ -146,10 +146,7 @@ def _rows(es: Sequence[Expression], counts: _Counts) -> list[dict[str, Any]]:
 TRIVIAL = ('whole image', 'centre box')         # need no model, and no draw
 BLIND = ('random slot', 'avg')                  # need slots but no text
 
-def trivial_mask(
-    rule: str,                  # one of `TRIVIAL`
-    size: tuple[int, int],      # (H,W)
-) -> Tensor:                    # (H,W) bool
+def trivial_mask(rule: str, size: tuple[int, int]) -> Tensor:  # one of `TRIVIAL`, (H,W) → (H,W) bool
     "The whole image, or the box in its centre that has half its height and half its width."
     h, w = size
     box = (0, 0, w, h) if rule == 'whole image' else (w / 4, h / 4, w / 2, h / 2)

@@ -95,10 +95,7 @@ def object_masks(
     return torch.from_numpy(np.stack([m for m in found.values() if m.any()]))
 
 # %% ../../nbs/48_evaluate.discovery.ipynb #75ac1fb5
-def blind_cuts(
-    size: tuple[int, int],      # (H,W)
-    slots: int,                 # K
-) -> dict[str, Tensor]:         # name → (H,W) long
+def blind_cuts(size: tuple[int, int], slots: int) -> dict[str, Tensor]:  # (H,W), K → name → (H,W) long
     "Cuts that know nothing of the photo: none at all, and a grid of K equal cells."
     grid = Grid(SaGConfig(groups=slots, slots_per_group=1, dim=1, context_dim=1))
     return {'whole image': torch.zeros(size, dtype=torch.long), f'grid of {slots}': grid.cells(*size)}

@@ -47,10 +47,8 @@ def empty_backbone(
             raise ValueError(f'{name} cannot be built for {config.image_size} pixels, image_args={args}: {" ".join(str(e).split())}') from None
     raise ValueError(f'{name} does not take image_args={args}: {error}')
 
-def one_grid(
-    model: nn.Module, # of timm
-) -> bool: # True: blocks on one grid of patches; False: a pyramid of layers
-    "Whether a timm model keeps one grid of patches through a stack of blocks."
+def one_grid(model: nn.Module) -> bool:  # True: blocks on one grid of patches; False: a pyramid of layers
+    "Whether a timm model keeps one grid of patches through a stack of blocks; others are a pyramid of layers."
     parts = all(hasattr(model, a) for a in ('patch_embed', 'blocks', 'forward_intermediates'))
     return parts and len({f['reduction'] for f in model.feature_info}) == 1
 

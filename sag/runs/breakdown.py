@@ -42,9 +42,7 @@ def data_of(
 
 def _key(e: Expression) -> tuple: return e.split, e.image_id, e.sent_id, e.sentence  # as `KEY`
 
-def distractors(
-    expressions: Iterable[Expression],  # all that is known of the photos
-) -> dict[tuple, int]:  # by `KEY`
+def distractors(expressions: Iterable[Expression]) -> dict[tuple, int]:  # by `KEY`
     "How many other referents of its photo share the category of an expression's referent."
     expressions = list(expressions)
     kinds = {(e.image_id, e.ann_ids): e.category for e in expressions}

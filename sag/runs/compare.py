@@ -110,19 +110,14 @@ def _read(run: Run, name: str) -> Entry:
     if len(found.history): found.history[['step']].astype(int)
     return found
 
-def read_run(
-    path: Path,  # a run's folder
-    name: str,  # for tables
-) -> Entry:
+def read_run(path: Path, name: str) -> Entry:
     "What a folder says about itself; if a file is damaged, the entry's status names it."
     try: return _read(Run(path), name)
     except (ValueError, OSError, LookupError, TypeError, AttributeError, ArithmeticError) as e:
         why = str(e) if str(path) in str(e) else f'{path} cannot be read ({type(e).__name__}: {e})'
         return Entry(Run(path), name, f'damaged: {why}'.splitlines()[0])
 
-def read_runs(
-    runs: str | PathLike | Iterable[str | PathLike],  # see `find_runs`
-) -> list[Entry]:
+def read_runs(runs: str | PathLike | Iterable[str | PathLike]) -> list[Entry]:
     "Runs, named by the part of their path in which they differ."
     paths = find_runs(runs)
     top = Path(os.path.commonpath([p.parent for p in paths]))
@@ -170,18 +165,13 @@ def group_runs(
 # %% ../../nbs/65_runs.compare.ipynb #3819d6bf
 KEY = ['split', 'image_id', 'sent_id', 'sentence']
 
-def keyed(
-    rows: pd.DataFrame,  # of one run
-) -> pd.Index:  # of its expressions; a record that is there twice counts twice
+def keyed(rows: pd.DataFrame) -> pd.Index:  # of its expressions; a record that is there twice counts twice
     "Which expressions a run was measured on."
     once = rows[(rows.rule == rows.rule.iloc[0]) & (rows.draw == rows.draw.iloc[0])]
     return pd.MultiIndex.from_frame(once[KEY].assign(copy=once.groupby(KEY).cumcount()))
 
-def same_expressions(
-    a: pd.Index, b: pd.Index,  # see `keyed`
-    name_a: str, name_b: str,  # for the message
-) -> None:
-    "`ValueError` counts how many match, unless all do."
+def same_expressions(a: pd.Index, b: pd.Index, name_a: str, name_b: str) -> None:
+    "ValueError counts how many of two runs' expressions (see `keyed`) match, unless all do."
     common = len(a.intersection(b))
     if common < len(a) or common < len(b):
         raise ValueError(f'{name_a} and {name_b} were measured on different expressions: {common:,} of {len(a):,} and {len(b):,} match. '
@@ -190,18 +180,14 @@ def same_expressions(
 # %% ../../nbs/65_runs.compare.ipynb #89c5bdd1
 def _shared_name(groups: Sequence[Group]) -> str: return groups[0].name if len(groups) == 1 else _common_name([g.name for g in groups])
 
-def trainings(
-    groups: Sequence[Group],  # of any data
-) -> list[Group]:  # one for each recipe, named without its data set
+def trainings(groups: Sequence[Group]) -> list[Group]:  # one for each recipe, named without its data set
     "The recipes behind groups, with a run for each model."
     recipes: dict[str, list[Group]] = {}
     for g in groups: recipes.setdefault(_kind(g.runs[0], MEASURED), []).append(g)
     def one(gs: list[Group]) -> Group: return Group(_shared_name(gs), '', list({r.origin: r for g in gs for r in g.runs}.values()))
     return [one(gs) for gs in recipes.values()]
 
-def differences(
-    groups: Sequence[Group],  # of any data
-) -> pd.DataFrame:  # a row for each field in which recipes differ, a column for each group; text
+def differences(groups: Sequence[Group]) -> pd.DataFrame:  # a row for each field in which recipes differ, a column for each group; text
     "The fields in which recipes differ; groups that differ only in their data share a column."
     own: dict[str, list[Group]] = {}
     for g in groups: own.setdefault(_kind(g.runs[0]), []).append(g)
@@ -218,9 +204,7 @@ def middle(groups: Sequence[Group]) -> Group:
     return groups[int(np.argmin(apart))]
 
 # %% ../../nbs/65_runs.compare.ipynb #6538da7f
-def pooled(
-    group: Group,  # one or more runs
-) -> pd.DataFrame:  # their rows of the group's rule, with a column `run`
+def pooled(group: Group) -> pd.DataFrame:  # their rows of the group's rule, with a column `run`
     "The rows of a group's runs; ValueError if one was not measured under the rule."
     for r in group.runs:
         there = list(r.rows.rule.unique())

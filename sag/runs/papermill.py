@@ -59,17 +59,12 @@ def _literal(source: str) -> Any:
     try: return ast.literal_eval(source)
     except (ValueError, SyntaxError): return source
 
-def parameters(
-    notebook: str | Path,  # path or name of a notebook
-) -> dict[str, Any]:  # default of each parameter, by name
+def parameters(notebook: str | Path) -> dict[str, Any]:  # default of each parameter, by name
     "What a notebook's parameter cell assigns."
     return {k: _literal(v['default']) for k, v in pm.inspect_notebook(_verbatim(find_notebook(notebook))).items()}
 
 # %% ../../nbs/62_runs.papermill.ipynb #5ce5012d
-def check_parameters(
-    notebook: str | Path,  # path or name of a notebook
-    params: dict[str, Any],  # values for some of its parameters
-) -> None:
+def check_parameters(notebook: str | Path, params: dict[str, Any]) -> None:
     "TypeError for a parameter that the notebook does not have, with the nearest one that it has."
     known = list(parameters(notebook))
     for name in params:
@@ -184,15 +179,11 @@ def _readable(notebook: str | Path) -> Iterator[None]:
         why = f'{type(e).__name__}: {e}'.splitlines()[0][:200]
         raise ValueError(f'{notebook} is damaged, or was not run by papermill ({why}): remove it and run again') from None
 
-def parameters_given(
-    notebook: str | Path,  # an executed notebook
-) -> dict[str, Any]:  # without those left at their defaults
+def parameters_given(notebook: str | Path) -> dict[str, Any]:  # without those left at their defaults
     "The parameters a run was started with; ValueError if the notebook is damaged."
     with _readable(notebook): return dict(nbformat.read(notebook, 4).metadata.papermill.parameters)
 
-def outcome(
-    notebook: str | Path,  # an executed notebook
-) -> dict[str, Any]:  # one row: status, parameters (defaults too), results, seconds
+def outcome(notebook: str | Path) -> dict[str, Any]:  # one row: status, parameters (defaults too), results, seconds
     "What a run was and what it recorded; ValueError if the notebook is damaged."
     row = dict(status='failed' if Path(notebook).stem.endswith('.failed') else 'finished')
     with _readable(notebook):

@@ -45,9 +45,7 @@ def _published_sizes(group: Group) -> tuple[str, dict[str, tuple]]:  # whose spl
     by = d['split_by'] or next(iter(known), '')
     return by, known.get(by, {})
 
-def beside(
-    group: Group,  # one or more runs
-) -> pd.DataFrame:  # of text: a row for each method, a column for each split and measure; empty where nothing was published
+def beside(group: Group) -> pd.DataFrame:  # of text: a row for each method, a column for each split and measure; empty where nothing was published
     "What others published on the data set of a group."
     (by, _), run, table = _published_sizes(group), group.runs[0], published()
     here = table[(table.dataset == run.data['dataset']) & (table.split_by == by) & table.split.isin(run.rows.split.unique())]
