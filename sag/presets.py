@@ -17,7 +17,7 @@ _tiny_text = dict(
     hidden_dropout_prob=0., attention_probs_dropout_prob=0.)
 _stem = dict(depths=[1, 1, 1, 1], dims=[64, 64, 64, 64], kernel_sizes=3, stem_type='overlap', patch_size=4)
 demo = Recipe(
-    image_encoder='convnext_atto', image_args=_stem, image_weights='random', image_size=64, image_stride=4,
+    image_encoder='convnext_atto', image_args=_stem, image_weights='random', image_size=64, image_stride=4, image_mean=(.8, .4, .4),
     text_encoder='words', text_weights='random', text_args=_tiny_text, text_pooling='mean',
     dim=64, context_dim=64, groups=8, slots_per_group=1, iterations=3, slot_heads=1, slot_head_dim=64, interact_head_dim=32, fusion_heads=1,
     fusion_head_dim=64, dropout=0., dataset='synthetic', root='data/synthetic', synthetic_args=dict(difficulty='plain'), group='photo', steps=2500,

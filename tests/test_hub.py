@@ -3,12 +3,8 @@ import io
 import json
 from pathlib import Path
 
-import nbformat
 import numpy as np
 import pytest
-from execnb.shell import CaptureShell
-from papermill.iorw import load_notebook_node
-from papermill.parameterize import parameterize_notebook
 from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
 
@@ -18,7 +14,6 @@ from sag.cli import main
 from sag.data.hub import ParquetStream, box_format, guess_columns, hub_columns, hub_files, load_hub
 from sag.data.sets import find_problems, load, other_splits, prepare_table
 from sag.record import Run
-from sag.runs import papermill
 
 datasets.disable_progress_bars()
 pytestmark = pytest.mark.filterwarnings('error::UserWarning:sag')
@@ -225,23 +220,11 @@ def test_numbers_do_not_depend_on_what_else_is_read(sample):
     for s in said['splits']: assert [e.sent_id for e in load(name, root, split=s)] == [e.sent_id for e in load(name, root).split(s)]
 
 
-def in_process(notebook, out, params):
-    "Stands in for papermill: a kernel for each of the runs would take minutes."
-    plain = {k: str(v) if isinstance(v, Path) else v for k, v in params.items()}
-    nb = parameterize_notebook(load_notebook_node(str(notebook)), plain, kernel_name='python3', language='python')
-    shell = CaptureShell(mpl_format=None)
-    for cell in nb.cells:
-        if cell.cell_type == 'code': shell.run(cell.source)
-        if shell.exc: raise shell.exc[1]
-    nbformat.write(nb, out)
-
-
 @pytest.mark.filterwarnings('ignore')
-def test_every_shape_trains_a_step_and_is_evaluated_by_commands(sample, tmp_path, monkeypatch, capsys):
+def test_every_shape_trains_a_step_and_is_evaluated_by_commands(sample, tmp_path, monkeypatch, capsys, in_process):
     (_, _, said), name, root = sample, 'hf:sample', 'root'
     split = next(iter(said['splits']))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(papermill, 'execute', in_process)
     fast = ['--steps', '1', '--batch_size', '2', '--val_split', '', '--train_split', split, '--test', '']
     assert main(['prepare', '--dataset', name, '--root', root]) == 0 and find_problems(load(name, root, split=split)) == []
     assert main(['train', '--preset', 'smoke', '--dataset', name, '--root', root, *fast]) == 0

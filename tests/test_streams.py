@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 import sag.data.download as download
+from sag.cli import main
 from sag.cli import prepare as prepare_command
 from sag.config import change
 from sag.data.batches import StreamTexts, loader, word_tokenizer
@@ -186,6 +187,12 @@ def test_prepare_counts_and_checks_a_stream(write, shards, tmp_path, monkeypatch
     bad = write(tmp_path/'shards', bad={3, 4, 5, 20})
     with pytest.raises(ValueError, match='4 problems, listed in data/prepared/stream.problems.csv'): prepare_command(bad, check=True)
     assert 'cannot be decoded' in capsys.readouterr().out
+
+
+def test_a_stream_trains_through_the_command(shards, tmp_path, monkeypatch, in_process):
+    monkeypatch.chdir(tmp_path)
+    fast = ['--steps', '1', '--batch_size', '4', '--val_split', '', '--test', '']
+    assert main(['train', '--preset', 'smoke', '--dataset', shards, *fast]) == 0 and len(Run('runs/train').history) == 1
 
 
 @pytest.mark.parametrize('changes, error, message', [

@@ -451,16 +451,18 @@ def _referents(where: str, split: str, opened: Callable[[], Any], reader: _Reade
         except ValueError as e: raise ValueError(f'{where}, row {i}, {e}. Correct or remove the row, or choose columns with --columns') from None
 
 # %% ../../nbs/22_data.hub.ipynb #aca3139b
+def _parquet_splits(name: str, config: str) -> Mapping[str, Any]:  # split as published → its files
+    if groups := _local_splits(name): return groups
+    lib, (source, asked) = extra('datasets', 'hub'), _on_hub(name, config)
+    with _readable(f'stream:{name}'): return lib.load_dataset_builder(source, **asked).config.data_files or {}
+
 def parquet_files(
     name: str,  # a file, a folder, or owner/name@revision
     config: str = '',  # a configuration's name
     split: str = 'train',  # by its name here or there, several joined by '+', or 'all'
 ) -> list[str]:  # names of files, or hf:// addresses
     "The Parquet files of a split. ValueError where there is no such split, or it is of other files."
-    groups: Mapping[str, Any] = _local_splits(name)
-    if not groups:
-        lib, (source, asked) = extra('datasets', 'hub'), _on_hub(name, config)
-        with _readable(f'stream:{name}'): groups = lib.load_dataset_builder(source, **asked).config.data_files or {}
+    groups = _parquet_splits(name, config)
     ours = split_map(groups)
     try: wanted = split_names(dict.fromkeys(ours.values(), 0), '+'.join(ours.get(s, s) for s in split.split('+')))
     except ValueError as e: raise ValueError(f'stream:{name}: {e}') from None
@@ -510,7 +512,7 @@ class ParquetStream(Stream):
         if not groups: raise ValueError(f'stream:{name}: no rows in its split {split}')
         with _whole(groups[0].file): first = next(_opened(groups[0].file).iter_batches(20, [groups[0].number]))
         roles = _columns_of(first.to_pylist(), f'stream:{name}', columns)
-        if 'split' in roles and len(_local_splits(name)) == 1: raise ValueError(
+        if 'split' in roles and len(_parquet_splits(name, config)) == 1: raise ValueError(
             f'stream:{name}: rows say which split they are of. Read it with hf:, or take all rows with ' + """--columns '{"split": ""}'""")
         read = [roles[k] for k in ('image', 'file', 'text', 'spans') if k in roles]
         self.columns = [n for n in first.schema.names if any(re.match(rf'{re.escape(n)}($|[.[])', c) for c in read)]
@@ -526,7 +528,8 @@ class ParquetStream(Stream):
             texts = [t for r in records for t, _ in self.reader.spans(r) or self.reader.texts(r)]
             pixels = self.reader.get(records[0], 'image')
             data = pixels.get('bytes') if isinstance(pixels, dict) else pixels
-            image = Path(group.file, str(row)) if isinstance(data, bytes) else self.reader.file(records[0])
-            if not isinstance(data, bytes) and not image.is_file(): raise ValueError(f'no photo {image}')
+            read = partial(bytes, data) if isinstance(data, bytes) else None
+            image = Path(group.file, str(row)) if read else self.reader.file(records[0])
+            if not read and not image.is_file(): raise ValueError(f'no photo {image}')
         except ValueError as e: raise ValueError(f'{group.file}, row {row}: {e}') from None
-        return pair_of(texts, image, f'{Path(group.file).name}/{row}/', partial(bytes, data) if isinstance(data, bytes) else None)
+        return pair_of(texts, image, f'{Path(group.file).name}/{row}/', read)
