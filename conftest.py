@@ -78,7 +78,7 @@ class Section(pytest.Item):
     def repr_failure(self, excinfo):
         return str(excinfo.value) if excinfo.errisinstance(CellError) else super().repr_failure(excinfo)
 
-    def reportinfo(self): return self.path, None, self.name
+    def reportinfo(self): return self.path, 0, self.name  # a line, or pytest cannot report a skip
 
 
 class Run(pytest.Item):
@@ -89,4 +89,4 @@ class Run(pytest.Item):
     def repr_failure(self, excinfo):
         return f'{excinfo.value}\n{excinfo.value.__context__}' if excinfo.errisinstance(RunError) else super().repr_failure(excinfo)
 
-    def reportinfo(self): return self.path, None, self.name
+    def reportinfo(self): return self.path, 0, self.name  # a line, or pytest cannot report a skip

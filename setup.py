@@ -26,6 +26,6 @@ setup(
     extras_require=extras,
     packages=[*find_packages(include=[lib, f'{lib}.*']), f'{lib}.notebooks'],
     package_dir={f'{lib}.notebooks': 'nbs/run'},    # a wheel carries the notebooks that papermill runs
-    package_data={lib: ['py.typed', 'small/*', 'small/photos/*'], f'{lib}.notebooks': ['*.ipynb']},
+    package_data={lib: ['py.typed', '*.css', '*.md', 'runs/*.csv', 'small/*', 'small/photos/*'], f'{lib}.notebooks': ['*.ipynb']},
     entry_points={'console_scripts': [f'{lib}={lib}.cli:main'], 'nbdev': [f'{lib}={lib}._modidx:d']},
 )

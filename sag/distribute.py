@@ -22,10 +22,7 @@ from torch.autograd import Function
 DTYPES = dict(fp32=torch.float32, fp16=torch.float16, bf16=torch.bfloat16)
 _log = logging.getLogger(__name__)
 
-def _native(
-    precision: str,  # fp16 or bf16
-    device: Any,
-) -> bool:
+def _native(precision: str, device: Any) -> bool:
     "Whether a device has matrix products in this precision."
     kind, cpu = torch.device(device).type, torch.cpu.get_capabilities()
     if kind == 'cpu': return precision == 'bf16' and any(cpu.get(o) for o in ('amx_bf16', 'avx512_bf16', 'arm_bf16'))
@@ -45,23 +42,16 @@ def precision_here(
         warnings.warn(f'{torch.device(device).type} has no {precision} (bf16 on a CPU: AMX or AVX512-BF16): emulated and slow; use fp32 or auto', stacklevel=2)
     return precision
 
-def autocast(
-    precision: str,  # of `precision_here`
-    device: Any,
-) -> AbstractContextManager:
-    "Matrix products in this precision."
+def autocast(precision: str, device: Any) -> AbstractContextManager:
+    "Matrix products in a precision of `precision_here`."
     return torch.autocast(torch.device(device).type, DTYPES[precision]) if precision in ('fp16', 'bf16') else nullcontext()
 
-def full_precision(
-    device: Any,
-) -> AbstractContextManager:
+def full_precision(device: Any) -> AbstractContextManager:
     "Inside `autocast`, no half precision."
     kind = torch.device(device).type
     return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
-def free_memory(
-    device: Any,
-) -> int:  # bytes
+def free_memory(device: Any) -> int:  # bytes
     "What can still be taken."
     kind = torch.device(device).type
     if kind == 'cuda': return torch.cuda.mem_get_info(device)[0]

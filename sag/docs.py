@@ -14,7 +14,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import MISSING, fields, is_dataclass
-from importlib import import_module
+from importlib import import_module, resources
 from inspect import isclass, isfunction
 from pathlib import Path
 from types import FunctionType
@@ -160,23 +160,22 @@ def _mathml(self: Any, node: nodes.Node) -> None:
     raise nodes.SkipNode
 
 def _zoomable(body: str) -> str:
-    "Link every figure that is not a link yet to its file."
+    "Link every figure that has a file, and is not a link yet, to that file."
     parts = re.split(r'(<a\b.*?</a>)', body, flags=re.S)
-    return ''.join(o if i % 2 else re.sub(r'<img [^>]*?src="([^"]+)"[^>]*>', r'<a class="full-size" href="\1">\g<0></a>', o) for i, o in enumerate(parts))
+    def link(html: str) -> str: return re.sub(r'<img [^>]*?src="(?!data:)([^"]+)"[^>]*>', r'<a class="full-size" href="\1">\g<0></a>', html)
+    return ''.join(o if i % 2 else link(o) for i, o in enumerate(parts))
 
 def _figures(app: Sphinx, pagename: str, templatename: str, context: dict, doctree: Any) -> None:
     if 'body' in context: context['body'] = _zoomable(context['body'])
 
-def setup(
-    app: Sphinx,  # the site under way
-) -> dict[str, Any]:
+def setup(app: Sphinx) -> dict[str, Any]:
     "This module is its own Sphinx extension."
     app.add_html_math_renderer('mathml', (_mathml, None), (_mathml, None))
     app.connect('html-page-context', _figures)
     return dict(parallel_read_safe=True, parallel_write_safe=True)
 
 # %% ../nbs/80_docs.ipynb #6f4dc3fe
-ROOMS = {'Configure': 0, 'Data': 10, 'Model': 30, 'Measure': 40, 'Train': 50, 'Runs': 60, 'Show and share': 70, 'Benchmarks': 74, 'Tools': 80,
+ROOMS = {'Configure': 0, 'Data': 9, 'Model': 28, 'Measure': 40, 'Train': 50, 'Runs': 60, 'Show and share': 70, 'Benchmarks': 74, 'Tools': 80,
          'Guides': 90, 'Results': 94}
 _PROJECT = {'Start': ['data/README.md', 'runs/README.md'], 'Results': ['runs/published/README.md', 'sag/small/README.md'],
             'Project': ['CONTRIBUTING.md', 'CHANGELOG.md', 'LICENSE']}
@@ -256,37 +255,8 @@ class _Site:
         for file in (self.nbs.parent/o for v in _PROJECT.values() for o in v if (self.nbs.parent/o).exists()): self.file(file)
         for m, stem in self.modules.items(): self.write(f'api/{m}.md', _linked(_reference(m, stem), _meanings(m, '', self.targets)))
         self.write('api/index.md', _overview(list(self.modules)))
-        self.write('_static/sag.css', _STYLE)
+        self.write('_static/sag.css', (resources.files('sag')/'docs.css').read_text(encoding='utf-8'))
         return self
-
-# %% ../nbs/80_docs.ipynb #bab413a5
-_STYLE = """
-@media (max-width: 105em) {
-  .toc-drawer { border-left: 1px solid var(--color-background-muted); height: 100vh; position: fixed; right: -15em; top: 0 }
-  .toc-tree { border-left: none }
-}
-@media (min-width: 63em) and (max-width: 105em) { .toc-content-icon { display: flex } }
-@media (max-width: 63em) { .toc-content-icon { display: none !important } }
-@media (min-width: 63em) { .sidebar-drawer { width: 15em } .content { box-sizing: border-box; width: min(78em, 100vw - 15em) } }
-@media (min-width: 105em) { .content { width: min(78em, 100vw - 30em) } }
-article :is(p, ul, ol, dl.field-list, blockquote) { max-width: 50em }
-article pre { font-size: 12px; white-space: pre-wrap; overflow-wrap: anywhere }
-article pre span { text-decoration: none !important }
-h1 { font-size: 2.2em } h2 { font-size: 1.6em } h3 { font-size: 1.25em }
-blockquote p:last-child { margin-bottom: .2em }
-div.cell div.cell_input { border-color: var(--color-background-border); border-left: 2px solid var(--color-brand-primary) }
-details.hide { border: none; box-shadow: none }
-details.hide p.admonition-title { background: none; max-width: none; padding-left: 0 }
-details.hide p.admonition-title::before { display: none }
-div.cell_output > .output { overflow-x: auto }
-article img { border-radius: 3px }
-a.full-size { cursor: zoom-in }
-body[data-theme=dark] article img { background: #fff; padding: 3px }
-@media (prefers-color-scheme: dark) { body:not([data-theme=light]) article img { background: #fff; padding: 3px } }
-table.dataframe { border: none; border-collapse: collapse; font-size: 81% }
-table.dataframe :is(th, td) { border: none; border-bottom: 1px solid var(--color-table-border); padding: .25em .7em; text-align: right; white-space: nowrap }
-table.dataframe thead th { border-bottom-width: 2px }
-""".lstrip()
 
 # %% ../nbs/80_docs.ipynb #4c52b340
 _conf = dict(

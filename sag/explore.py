@@ -50,7 +50,6 @@ class Photo:
         "Mask (H,W) or box of what the data set means by this sentence, or None."
         return next((target_of(e) for e in self.expressions if e.sentence == sentence.strip()), None)
 
-# %% ../nbs/71_explore.ipynb #206b9dbe
 def photos_of(
     source: str | os.PathLike | Iterable[Expression] = '',  # a photo, a folder of photos, or a data set's expressions (default: the package's photos)
 ) -> list[Photo]:  # at least one
@@ -88,12 +87,12 @@ class Explorer:
         "The figure of `show_trace`; the same arguments give the same figure."
         return show_trace(self.trace(photo, expression, draw, **kw), expression, photo.target(expression))
 
-    def first_hit(self, photos: Sequence[Photo], iou: float = .5) -> tuple[Photo, str]:
+    def first_hit(self, photos: Sequence[Photo]) -> tuple[Photo, str]:
         "The first expression whose mask fits its ground truth, of 24 photos at most; the very first if none does, or none has a mask."
         for photo in photos[:24]:
             masks = {s: m for s in photo.sentences if getattr(m := photo.target(s), 'ndim', 0) == 2}
             for s, m in masks.items():
-                if measure(self.trace(photo, s).masks[0], m)['iou'][0] >= iou: return photo, s
+                if measure(self.trace(photo, s).masks[0], m)['iou'][0] >= .5: return photo, s
         return photos[0], next(iter(photos[0].sentences), '')
 
 # %% ../nbs/71_explore.ipynb #f9711db6
@@ -112,21 +111,14 @@ def show_trace(
     plt.close(fig)
     return fig
 
-def png(
-    fig: Figure,  # of `look`
-    dpi: int = 160,  # twice what it shows by itself
-) -> bytes:
-    "The figure as the bytes of a PNG file."
-    fig.savefig(out := BytesIO(), dpi=dpi, pil_kwargs=dict(compress_level=1))  # quick, not small
+def png(fig: Figure) -> bytes:
+    "A figure as the bytes of a PNG file, twice as large as it shows by itself."
+    fig.savefig(out := BytesIO(), dpi=160, pil_kwargs=dict(compress_level=1))  # quick, not small
     return out.getvalue()
 
 # %% ../nbs/71_explore.ipynb #b4b99843
-def _controls(
-    photos: Sequence[Photo],  # to choose from
-    first: Photo,  # shown at the beginning
-    said: str,  # about it
-) -> dict[str, Any]:  # widget by name
-    "The widgets of `explore`, not yet connected."
+def _controls(photos: Sequence[Photo], first: Photo, said: str) -> dict[str, Any]:
+    "The widgets of `explore` by name, not yet connected; `first` is shown, with the words `said`."
     w = extra('ipywidgets', 'demo')
     def made(cls: str, name: str, width: str, **kw: Any) -> Any:
         return getattr(w, cls)(description=name, layout=w.Layout(width=width, max_width='98%'), style=dict(description_width='6em'), **kw)
@@ -161,11 +153,8 @@ def explore(
     return box
 
 # %% ../nbs/71_explore.ipynb #e2ac77c8
-def _connect(
-    c: dict[str, Any],  # of `controls`
-    show: Any,  # called after every change
-) -> None:
-    "What follows when a widget changes."
+def _connect(c: dict[str, Any], show: Any) -> None:
+    "What follows when one of the controls changes; `show` comes last."
     def other_photo(_: Any) -> None:
         sentences, before = c['photo'].value.sentences, c['expression'].value
         suggested = before in ('', *c['expression'].options)

@@ -66,24 +66,20 @@ def show_target(
         ax.add_patch(Rectangle((x - .5, y - .5), w, h, fill=False, lw=1.5, ec=np.array(TRUTH) / 255))
     return ax
 
-# %% ../nbs/70_figures.ipynb #fd278d4c
-def target_of(
-    e: Expression,      # a record
-) -> Any:               # its mask (H,W), its box (x,y,width,height), or None
+def target_of(e: Expression) -> Any:  # its mask (H,W), its box (x,y,width,height), or None
     "The best ground truth that a record has."
     return e.mask if e.segmentations else e.box if e.boxes else None
 
 def show_expression(
     e: Expression,              # with a mask, a box, or neither
     ax: Axes | None = None,     # where to draw; default a figure of its own
+    photo: Image.Image | None = None,   # default its file's; a stream has none
 ) -> Axes:
     "The photo, what the expression refers to, and the sentence."
-    return show_target(ax or plt.subplots(figsize=(2.2, 2.4), dpi=80)[1], e.photo(), target_of(e), quoted(e.sentence))
+    return show_target(ax or plt.subplots(figsize=(2.2, 2.4), dpi=80)[1], photo or e.photo(), target_of(e), quoted(e.sentence))
 
 # %% ../nbs/70_figures.ipynb #0975b955
-def slot_colours(
-    k: int,             # slots
-) -> np.ndarray:        # (K,3) in [0,1]
+def slot_colours(k: int) -> np.ndarray:  # (K,3) in [0,1]
     "Colours as far apart as K allows; neighbours in the list, slots of one group, differ most."
     hues = np.array(sns.husl_palette(k, h=.03, s=.92, l=.66))
     step = next(s for s in range(max(1, round(k * .382)), k + 1) if np.gcd(s, k) == 1)
@@ -93,17 +89,15 @@ def slot_colours(
 def slot_image(
     slot_maps: Any,                     # (K,h,w) share of each patch that each slot holds
     photo: Image.Image | None = None,   # its light and shade show through
-    size: tuple[int, int] | None = None,    # (H,W) of the result; default the photo's size, or the patch grid
-    opacity: float = .6,                # of the colours over the photo
-) -> np.ndarray:                        # (H,W,3) in [0,1]
+) -> np.ndarray:                        # (H,W,3) in [0,1]; of the photo's size, or of the patch grid
     "The slots as colours, brought to size as a score would be."
     maps = torch.as_tensor(slot_maps).float()
-    size = size or (photo.size[::-1] if photo else tuple(maps.shape[-2:]))
+    size = photo.size[::-1] if photo else tuple(maps.shape[-2:])
     maps = F.interpolate(maps[None], size, mode='bilinear', align_corners=False)[0]
     colour = torch.einsum('khw,kc->hwc', maps / maps.sum(0), torch.as_tensor(slot_colours(len(maps))).float()).numpy()
     if photo is None: return colour.clip(0, 1)
     grey = np.asarray(photo.convert('L').resize(size[::-1]), float)[..., None] / 255
-    return (colour * (opacity + (1 - opacity) * (2 * grey - .6))).clip(0, 1)
+    return (colour * (.6 + .4 * (2 * grey - .6))).clip(0, 1)
 
 # %% ../nbs/70_figures.ipynb #723d2d53
 def relevance_bars(
@@ -125,9 +119,7 @@ def relevance_bars(
 # %% ../nbs/70_figures.ipynb #11913e23
 _BARS = .8       # width of the bars' panel, in photos
 
-def panel_aspect(
-    photo: Image.Image,     # any
-) -> float:                 # height / width, between 1/3 and 3
+def panel_aspect(photo: Image.Image) -> float:  # height / width, between 1/3 and 3
     "The shape of a photo's panel."
     return min(max(photo.height / photo.width, 1 / 3), 3.)
 
@@ -153,9 +145,7 @@ def show_segmentation(
     return axs[0].figure
 
 # %% ../nbs/70_figures.ipynb #eea5220c
-def _segmentation_axes(
-    aspects: Sequence[float] = (1.,),   # height / width of each expression's photo, one row each
-) -> np.ndarray:            # (rows,5) axes
+def _segmentation_axes(aspects: Sequence[float]) -> np.ndarray:  # `panel_aspect` of each row's photo → (rows,5) axes
     "Axes for `show_segmentation`, the bars a little narrower than the photos, each row as high as its photo."
     layout = ConstrainedLayoutEngine(w_pad=.02, h_pad=.03, wspace=.02, hspace=.02)
     heights = [1.15 * a + .3 for a in aspects]
@@ -166,13 +156,12 @@ def _segmentation_axes(
 def show_predictions(
     model: Any,                         # SaG
     expressions: Iterable[Expression],  # one row each
-    draw: int = 0,                      # number of the slot draw, as in `evaluate`
-    **kw: Any,                          # further arguments of `trace`
+    **kw: Any,                          # further arguments of `trace`, such as `draw`
 ) -> Figure:
     "The five-panel figure for each expression, one below the other."
     es = list(expressions)
     if not es: raise ValueError('no expression to show')
-    traces = [trace(e.photo(), e.sentence, model, draw, e.image_id, **kw) for e in es]
+    traces = [trace(e.photo(), e.sentence, model, image_id=e.image_id, **kw) for e in es]
     axs = _segmentation_axes([panel_aspect(t.photo) for t in traces])
     for e, t, row in zip(es, traces, axs, strict=True):
         show_segmentation(t.photo, t.slot_maps, t.relevance[0], t.scores[0], t.masks[0], target_of(e), e.sentence, row)
@@ -181,17 +170,16 @@ def show_predictions(
 # %% ../nbs/70_figures.ipynb #c7c3f46c
 def curves(
     history: Any,                           # DataFrame or list of dicts: a row a step, gaps where nothing was measured
-    columns: Sequence[str] | None = None,   # quantities to show; default every number but `x`
-    x: str = 'step',                        # the axis
+    columns: Sequence[str] | None = None,   # quantities to show; default every number
 ) -> Figure:
     "Each quantity over the steps. `ValueError` where the history has no such column."
     df = pd.DataFrame(history)
-    names = list(columns or [c for c in df.select_dtypes('number') if c != x])
-    for c in (x, *names):
+    names = list(columns or [c for c in df.select_dtypes('number') if c != 'step'])
+    for c in ('step', *names):
         if c not in df: raise ValueError(f'the history has no column {c!r}; there are {", ".join(map(str, df)) or "none"}')
     rows = -(-len(names) // 4)
     fig, axs = plt.subplots(rows, min(4, len(names)), figsize=(6, 1.5 * rows), dpi=80, squeeze=False, layout='constrained')
-    for ax, c in zip(axs.flat, names, strict=False): curve(ax, df[[x, c]].dropna(), x, c)
+    for ax, c in zip(axs.flat, names, strict=False): curve(ax, df[['step', c]].dropna(), c)
     for ax in axs.flat[len(names):]: ax.set_axis_off()
     return fig
 
@@ -203,18 +191,17 @@ def plain_text() -> Iterator[None]:
 
 def curve(
     ax: Axes,               # where to draw
-    df: pd.DataFrame,       # columns x and c, no gaps
-    x: str,                 # the axis
+    df: pd.DataFrame,       # columns `step` and c, no gaps
     c: str,                 # the quantity
     **style: Any,           # of the line, where several share a panel; raw values are then left out
 ) -> Axes:
     "One quantity; dots where it was measured seldom, a running mean where it was measured often."
     often = len(df) > 40
-    if often and not style: ax.plot(df[x], df[c], lw=.6, color='0.75')
+    if often and not style: ax.plot(df.step, df[c], lw=.6, color='0.75')
     mean = df[c].rolling(len(df) // 20, min_periods=1, center=True).mean() if often else df[c]
-    ax.plot(df[x], mean, **dict(lw=1.4, ms=3, marker='' if often else 'o', color='C0') | style)
+    ax.plot(df.step, mean, **dict(lw=1.4, ms=3, marker='' if often else 'o', color='C0') | style)
     ax.set_title(c, fontsize=8)
-    ax.set_xlabel(x, fontsize=7)
+    ax.set_xlabel('step', fontsize=7)
     ax.tick_params(labelsize=6)
     ax.spines[['top', 'right']].set_visible(False)
     return ax

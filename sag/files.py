@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['allowed', 'ENVIRONMENT', 'looks_like', 'check_file', 'read_bytes', 'short', 'UnsafePickle', 'safe_unpickle',
-           'read_json', 'atomic', 'atomic_files', 'remove_temporary', 'hold', 'Lenient', 'project_root', 'shared',
-           'extra']
+           'read_json', 'atomic', 'atomic_files', 'remove_temporary', 'hold', 'on_signals', 'Lenient', 'project_root',
+           'shared', 'extra']
 
 # %% ../nbs/02_files.ipynb #a8b3aa95
 import contextlib
@@ -18,7 +18,9 @@ import platform
 import re
 import reprlib
 import shutil
+import signal
 import stat
+import threading
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator
 from datetime import datetime
@@ -34,9 +36,7 @@ _magic = {
     b'version https://git-lfs': 'a Git LFS pointer (fetch the file with git lfs pull)', b'PK\x03\x04': 'a zip archive, perhaps damaged', b'\x80': 'a pickle',
     b'\x1f\x8b': 'a gzip file', b'{': 'JSON', b'[': 'JSON', b'\x89PNG': 'a PNG image', b'\xff\xd8\xff': 'a JPEG image', b'%PDF': 'a PDF'}
 
-def looks_like(
-    path: str | os.PathLike,  # an existing file
-) -> str:
+def looks_like(path: str | os.PathLike) -> str:
     "What the first bytes of a file say it is, in words for an error message."
     if not stat.S_ISREG(os.stat(path).st_mode): return 'a folder, a pipe or a device'
     with open(path, 'rb') as f: head = f.read(512)
@@ -46,9 +46,7 @@ def looks_like(
     if not head: return 'an empty file'
     return 'a text file' if all(b > 31 or b in b'\t\n\r' for b in head) else 'an unknown or damaged file, perhaps cut off'
 
-def check_file(
-    path: str | os.PathLike,  # to be read
-) -> None:
+def check_file(path: str | os.PathLike) -> None:
     "ValueError for a folder, and for a pipe or device, which might never end; FileNotFoundError where there is nothing."
     if not stat.S_ISREG(os.stat(path).st_mode): raise ValueError(f'{path} is {looks_like(path)}; a file is wanted')
 
@@ -109,17 +107,13 @@ class _Unpickler(pickle._Unpickler):  # type: ignore[name-defined]
 # %% ../nbs/02_files.ipynb #66ed629c
 _LENGTHS = {**dict.fromkeys(b'UC\x8a\x8c', 1), **dict.fromkeys(b'TBX\x8b', 4), **dict.fromkeys(b'\x8d\x8e', 8)}  # opcode → bytes of the length that follows
 
-def _runs(
-    size: int,  # of the file, bytes
-) -> re.Pattern[bytes]:
+def _runs(size: int) -> re.Pattern[bytes]:  # of the file, bytes
     "Opcodes in a row whose arguments have a fixed length or end with their line; no number of a memo's entry is much larger than the file."
     high = b''.join(b'[\\x00-%b]' % re.escape(bytes([min(255, size >> bits)])) for bits in (16, 24))
     return re.compile(rb'(?s)(?:[()012N\]}abdelostu.R\x81\x85-\x89\x8f-\x94]|[KhqK\x80].|M..|[Jj]....|[G\x95].{8}|r..%b|p\d{1,%d}\n'
                       rb'|[ISVFLg][^\n]*\n|[ci][^\n]*\n[^\n]*\n){1,50}' % (high, len(str(size))))
 
-def _is_bounded(
-    data: bytes,  # a pickle
-) -> bool:
+def _is_bounded(data: bytes) -> bool:
     "Whether a pickle consists of what published files hold, and asks for no more memory than it brings."
     match, i = _runs(len(data)).match, 0
     while i < len(data):
@@ -195,10 +189,8 @@ def atomic_files(
         for file in sorted(temp.iterdir()): os.replace(file, Path(folder)/file.name)
     finally: shutil.rmtree(temp, ignore_errors=True)
 
-def remove_temporary(
-    folder: str | os.PathLike,  # in which nobody else writes
-) -> None:
-    "Remove what `atomic` and `atomic_files` of a killed process left behind."
+def remove_temporary(folder: str | os.PathLike) -> None:
+    "Remove what `atomic` and `atomic_files` of a killed process left behind in a folder where nobody else writes."
     for path in Path(folder).glob('.*'):
         if not re.fullmatch(r'\..+\.[0-9a-f]{8}(\.\w+)?', path.name): continue
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
@@ -222,6 +214,16 @@ def hold(
     finally:
         who.unlink(missing_ok=True)
         lock.release()
+
+# %% ../nbs/02_files.ipynb #51a6e0c2
+@contextlib.contextmanager
+def on_signals(act: Callable[[int, Any], Any]) -> Iterator[None]:
+    "In the block, SIGTERM, SIGINT and SIGHUP call `act`: in the main thread, which alone receives them, and unless they are ignored, as under nohup."
+    heard = [n for n in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
+    before = {n: signal.signal(n, act) for n in heard} if threading.current_thread() is threading.main_thread() else {}
+    try: yield
+    finally:
+        for n, handler in before.items(): signal.signal(n, handler)
 
 # %% ../nbs/02_files.ipynb #5db91905
 class Lenient:

@@ -41,7 +41,6 @@ def at_least(
     if score.device.type != 'cpu' or score.dtype not in (torch.float32, torch.float64): return score >= level
     return torch.from_numpy(score.numpy() >= (level.numpy() if isinstance(level, Tensor) else level))
 
-# %% ../nbs/42_metrics.ipynb #08533fad
 def pixel_counts(
     score: Tensor,              # (T,H,W) bool mask, or float score in [0,1]
     target: Tensor,             # (T,H,W) bool ground truth
@@ -105,7 +104,6 @@ def measure(
 PREC = {f'prec@.{i}': i / 10 for i in range(5, 10)}                           # Prec@X counts an expression with IoU ≥ X (LAVT)
 MEANS = {'miou': 'iou', 'precision': 'precision', 'recall': 'recall', 'pointing': 'pointing', 'pointing_box': 'pointing_box'}
 
-# %% ../nbs/42_metrics.ipynb #06ef624e
 def ratios(
     rows: Mapping[str, Any],                        # columns (T,) as `measure` gives them; a DataFrame does as well
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:      # name -> numerators (T,), denominators (T,)
@@ -209,7 +207,6 @@ def photo_draws(
         drawn = rng.integers(photos, size=(c, photos)) + photos * np.arange(c)[:, None]
         yield np.bincount(drawn.ravel(), minlength=c * photos).reshape(c, photos)
 
-# %% ../nbs/42_metrics.ipynb #1a2ce80e
 def bootstrap(
     values: Any,                # (T,) numbers, or (T,M) for M measures on the same draws
     groups: Any,                # (T,) photo of each number

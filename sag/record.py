@@ -46,11 +46,8 @@ def provenance() -> dict[str, Any]:
                 started=datetime.now(timezone.utc).isoformat(timespec='seconds'))
 
 # %% ../nbs/51_record.ipynb #2b7c419d
-def _read_expressions(
-    file: Path,  # expressions.csv
-    expected: int,  # expressions that metrics.json counts
-) -> pd.DataFrame:  # as `sag.evaluate.evaluate` returned it
-    "Every expression's numbers; ValueError if the file is incomplete. A sentence may be `null` or `NA`: it stays text."
+def _read_expressions(file: Path, expected: int) -> pd.DataFrame:  # with as many expressions as metrics.json counts
+    "The rows of `evaluate`; ValueError if the file is incomplete. A sentence may be `null` or `NA`: it stays text."
     if not file.exists(): raise FileNotFoundError(f'{file} is missing: it holds the numbers of every expression; evaluate again')
     text = dict.fromkeys(('rule', 'split', 'sentence'), str)
     try: rows = pd.read_csv(file, keep_default_na=False, na_values={c: [''] for c in COLUMNS[6:]}, dtype=text)
@@ -69,7 +66,6 @@ def _read_expressions(
 # %% ../nbs/51_record.ipynb #dc796bfa
 BEFORE = dict(cosine_shift=0, last_batch='drop')  # fields that were added later, and what a recipe without them did
 
-# %% ../nbs/51_record.ipynb #438acda6
 def _unmeasured(folder: Path) -> str:
     "How far such a run came, by the files that are there."
     if any(folder.glob('*.failed.ipynb')): return 'failed'

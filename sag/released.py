@@ -31,10 +31,8 @@ def _globals() -> list:
     dtypes = [getattr(np.dtypes, name) for name in np.dtypes.__all__ if name != 'ObjectDType']
     return [argparse.Namespace, *((found, name) for name, found in names.items()), *dtypes]
 
-def read_checkpoint(
-    path: str | Path, # a .pth.tar file of the released code
-) -> dict: # args, epoch, iou, loss, model
-    "The saved dict. A pickle that asks for anything but tensors and options is an `UnsafePickle`, a damaged or foreign file a ValueError."
+def read_checkpoint(path: str | Path) -> dict:  # args, epoch, iou, loss, model
+    "The dict in a .pth.tar file. A pickle that asks for anything but tensors and options is an `UnsafePickle`, a damaged or foreign file a ValueError."
     if not Path(path).is_file(): raise FileNotFoundError(f'{path} does not exist')
     try:
         if zipfile.is_zipfile(path):
@@ -71,7 +69,6 @@ _names = [(re.compile(re.sub(r'\.(?!\*)', r'\\.', prefix + old) + r'(?=\.|$)'), 
 _unused = re.compile(r'encoders\.img_enc\.(set_pred_module\.fc|residual_fc|img_backbone\.head)\.(weight|bias)'
                     r'|encoders\.txt_enc\.bert\.(pooler\.dense\.(weight|bias)|embeddings\.position_ids)')
 
-# %% ../nbs/38_released.ipynb #8669ab39
 def our_name(
     name: str, # of a weight in a released checkpoint, without `module.`
 ) -> str | None: # its name in `SaG`, or None if it never reaches the output
@@ -82,11 +79,8 @@ def our_name(
     raise ValueError(f'{name} is not part of the released model')
 
 # %% ../nbs/38_released.ipynb #c2b1982d
-def _our_weights(
-    state: Mapping[str, Tensor], # `model` of a released checkpoint
-    source: str, # its file, for messages
-) -> dict[str, Tensor]:
-    "All weights under our names. Copies that differ between rounds, and unknown names, are ValueErrors."
+def _our_weights(state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+    "All weights of a released checkpoint under our names. Copies that differ between rounds, and unknown names, are ValueErrors."
     out: dict[str, Tensor] = {}
     for name, value in state.items():
         try: new = our_name(name.removeprefix('module.'))
@@ -99,11 +93,7 @@ def _our_weights(
     return out
 
 # %% ../nbs/38_released.ipynb #bdf086e8
-def _encoder_config(
-    w: Mapping[str, Tensor], # weights under our names
-    image_heads: int | None, # heads of the ViT (None: width/64)
-    text_heads: int | None, # heads of BERT (None: width/64)
-) -> dict: # fields of `SaGConfig`
+def _encoder_config(w: Mapping[str, Tensor], image_heads: int | None, text_heads: int | None) -> dict: # fields of `SaGConfig`
     "The two backbones, read off their weights. A width that does not divide into its heads is a ValueError."
     c, words = w['image.backbone.pos_embed'].shape[-1], w['text.backbone.embeddings.word_embeddings.weight']
     depth = lambda pattern: 1 + max(int(m[1]) for n in w if (m := re.match(pattern, n)))
@@ -119,11 +109,7 @@ def _encoder_config(
     return dict(image_args=image, text_args=text, position_resize='bilinear', image_norm_eps=1e-5, image_weights='random', text_weights='random')
 
 # %% ../nbs/38_released.ipynb #d0d299fc
-def _released_config(
-    w: Mapping[str, Tensor], # weights under our names
-    args: argparse.Namespace, # the released options
-    **heads: int | None, # image_heads, text_heads
-) -> SaGConfig:
+def _released_config(w: Mapping[str, Tensor], args: argparse.Namespace, **heads: int | None) -> SaGConfig:
     "The model that a released checkpoint holds. Options that change the method are a ValueError."
     widths = {k: w[k].shape[0] for k in ('shatter.attend.to_q.weight', 'shatter.interact.to_q.weight', 'gather.to_q.weight', 'decoder.row')}
     d, groups = w['shatter.queries.mu'].shape[-1], w['shatter.queries.mu'].shape[1]
@@ -138,7 +124,6 @@ def _released_config(
         fusion_heads=args.cma_heads, fusion_head_dim=widths['gather.to_q.weight']//args.cma_heads,
         ff_mult=len(w['gather.ff.1.bias'])//d, dropout=args.dropout, decoder_positions=widths['decoder.row'], **_encoder_config(w, **heads))
 
-# %% ../nbs/38_released.ipynb #2dd220e6
 def load_released(
     path: str | Path, # a .pth.tar file of the released code
     image_heads: int | None = None, # heads of the ViT (None: width/64)

@@ -26,7 +26,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-# %% ../nbs/52_train.ipynb #5be53249
 import pandas as pd
 import torch
 import torch.nn.functional as F
@@ -67,16 +66,12 @@ def load_data(
     r = recipe
     return load(r.dataset, r.root, r.split_by, split, r.images or None, check, r.synthetic_args, r.columns)
 
-def training_texts(
-    recipe: Recipe,  # see `load_data`, and train_split and captions
-) -> Expressions:
+def training_texts(recipe: Recipe) -> Expressions:
     "What a model is trained on: captions, their noun phrases, or both."
     found = load_data(recipe, recipe.train_split)
     return found if isinstance(found, Pairs) else to_phrases(found, recipe.captions)  # a source cuts its captions as they come
 
-def test_split(
-    recipe: Recipe,  # its data set
-) -> str:  # such as 'testA+testB'
+def test_split(recipe: Recipe) -> str:  # such as 'testA+testB'
     "The splits to measure on: those called test…, or the validation split of a data set without any."
     there = load_data(recipe, 'all', check=False).splits
     return '+'.join(s for s in there if s.startswith('test')) or recipe.val_split
@@ -222,11 +217,8 @@ def student_losses(
     return dict(loss=loss*weight(len(own), own.device), student=loss)
 
 # %% ../nbs/52_train.ipynb #e62e3f63
-def accelerator(
-    recipe: Recipe,  # track
-    dest: str | Path = '.',  # where TensorBoard's files go
-) -> Accelerator:
-    "Device, processes and trackers; ImportError for a tracker that is not installed."
+def accelerator(recipe: Recipe, dest: str | Path = '.') -> Accelerator:
+    "Device, processes and trackers (TensorBoard's files go to `dest`); ImportError for a tracker that is not installed."
     if recipe.track and not find_spec(recipe.track):
         raise ImportError(f"track={recipe.track!r} needs a package that is not installed: pip install '.[track]' in a clone of the repository")
     return Accelerator(mixed_precision='no', log_with=recipe.track or None, project_dir=str(dest))
@@ -277,11 +269,10 @@ class Training:
 def batch_losses(
     training: Training,  # its model and losses
     batch: Batch,  # on the model's device
-    noise: Tensor | None = None,  # (B, K, D), drawn when None
 ) -> dict[str, Tensor]:  # see `losses`
     "Forward pass and losses of a batch."
     with autocast(training.recipe.precision, training.model.device):
-        out = training.forward(batch.pixel_values, batch.input_ids, batch.attention_mask, noise, batch.features)
+        out = training.forward(batch.pixel_values, batch.input_ids, batch.attention_mask, None, batch.features)
     full = {k: at_least_float32(v) for k, v in vars(out).items() if isinstance(v, Tensor)}
     return training.losses(replace(out, **full), batch, training.recipe)
 
@@ -321,9 +312,7 @@ def update(
 class Diverged(FloatingPointError):
     "The loss is no longer finite."
 
-def flush(
-    training: Training,  # its pending rows become history
-) -> None:
+def flush(training: Training) -> None:
     "Read the pending rows off the device; too many non-finite losses raise `Diverged`."
     rows, training.pending = training.pending, []
     for row in rows:
@@ -381,21 +370,16 @@ def warn_of_leak(
     if said: warnings.warn(said, stacklevel=2)
 
 # %% ../nbs/52_train.ipynb #fa28c641
-def checkpoint(
-    training: Training,  # its folder gets a file in checkpoints/
-) -> None:
-    "Save all that decides how the training continues (all processes take part, the first one writes)."
+def checkpoint(training: Training) -> None:
+    "Save all that decides how the training continues, in checkpoints/ of its folder (all processes take part, the first one writes)."
     flush(training)
     state = dict(
         step=training.step, best=training.best, history=json.dumps(training.history), nonfinite=training.nonfinite, random=everyone(random_state()),
         model=training.model.state_dict(), optimizer=training.optimizer.state_dict(), scaler=training.scaler.state_dict() or None)
     if training.main: save(state, training.dest/'checkpoints', training.step)
 
-def _restore(
-    training: Training,  # set back to the state
-    state: dict[str, Any],  # of `checkpoint`
-) -> None:
-    "Continue from a checkpoint."
+def _restore(training: Training, state: dict[str, Any]) -> None:
+    "Continue from the state of a checkpoint."
     for name in 'step', 'best', 'nonfinite': setattr(training, name, state[name])
     training.history = json.loads(state['history'])
     training.model.load_state_dict(state['model'])
@@ -439,11 +423,8 @@ def begin(
     if training.recipe.track: training.accelerator.init_trackers('sag', {k: str(v) for k, v in asdict(training.recipe).items()})
 
 # %% ../nbs/52_train.ipynb #a76e07a3
-def check_recipe(
-    recipe: Recipe,  # what to train
-    where: str = 'cpu',  # kind of device
-) -> None:
-    "ValueError for settings that contradict each other."
+def check_recipe(recipe: Recipe, where: str = 'cpu') -> None:
+    "ValueError for settings that contradict each other, or that this kind of device cannot follow."
     r = recipe
     if r.cache_features and not r.freeze_image: raise ValueError('cache_features needs freeze_image=True: the features of a backbone that trains change')
     if r.entities == 'clusters' and not r.freeze_image:
@@ -486,10 +467,8 @@ def _check_room(training: Training) -> None:
     if needed > free: raise OSError(f'{training.dest} has {free/1e9:.1f} GB left and this training needs {needed/1e9:.1f} GB: make room, or set save_every=0')
 
 # %% ../nbs/52_train.ipynb #0c6faea4
-def own_part(
-    part: Any,  # an object, or 'package.module:name'
-) -> Any:  # the object
-    "What an import path names ('': None); ImportError if it names nothing."
+def own_part(part: Any) -> Any:  # the object
+    "An object, or what an import path 'package.module:name' names ('': None); ImportError if it names nothing."
     if not isinstance(part, str): return part
     if not part: return None
     try: return pkgutil.resolve_name(part)
@@ -507,9 +486,6 @@ def _vocabulary(recipe: Recipe, texts: Expressions | Pairs) -> list[str]:
         raise ValueError('cache_features and cache_photos are for photos that come again: set both to False for a stream')
     return [e.sentence for e in to_phrases(texts.head(10_000), recipe.captions)] if recipe.text_encoder == 'words' else []
 
-def _validation(recipe: Recipe) -> Expressions:
-    return load_data(recipe, recipe.val_split) if recipe.val_split else Expressions()
-
 def prepare(
     recipe: Recipe,  # what to train
     run: Run,  # where
@@ -519,7 +495,8 @@ def prepare(
 ) -> tuple[Training, Any, Expressions, Features | None, dict]:  # training, batches, validation expressions, cached features, texts that were too long
     "Everything that has to be there before the first step."
     with machine.main_process_first():  # the others then find written what has to be written once
-        texts, watched = _expressions(own['train'], training_texts, recipe), _expressions(own['val'], _validation, recipe)
+        texts = _expressions(own['train'], training_texts, recipe)
+        watched = _expressions(own['val'], lambda r: load_data(r, r.val_split) if r.val_split else Expressions(), recipe)
         watched = Expressions([e for es in list(watched.photos().values())[:recipe.val_photos or None] for e in es])
         if recipe.selection == 'best_val_miou' and not watched.has_masks:
             raise ValueError(f"selection='best_val_miou' needs masks, and {recipe.val_split!r} has none; use 'last'")
@@ -566,11 +543,7 @@ def advance(
     (training.pending or training.history)[-1]['seconds'] = time.perf_counter() - start
 
 # %% ../nbs/52_train.ipynb #84d22981
-def _settled(
-    recipe: Recipe,
-    run: Run | None,  # to be resumed
-    device: Any,
-) -> Recipe:
+def _settled(recipe: Recipe, run: Run | None, device: Any) -> Recipe:
     "What `auto` stands for: in a resumed run, what it stood for before."
     if run: recipe = change(recipe, **{k: getattr(run.recipe, k) for k in ('precision', 'checkpointing') if getattr(recipe, k) == 'auto'})
     return change(recipe, precision=precision_here(recipe.precision, device))

@@ -2,6 +2,7 @@
 import json
 import pickle
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -10,7 +11,7 @@ from sag.data.refer import load_refer
 from sag.data.sets import DATASETS, count_splits, find_problems, load, prepare_table
 from sag.data.synthetic import write_scenes
 from sag.evaluate import evaluate
-from sag.evaluate.retrieval import evaluate_presence
+from sag.evaluate.retrieval import composed, evaluate_presence
 from sag.metrics import generalised
 from sag.presets import presets
 from sag.train import build_model
@@ -111,12 +112,18 @@ def test_expressions_that_name_nothing_are_measured_as_gref_s(name, scenes, mode
     es = load(name, root, split='test')
     assert 0 < sum(e.no_target for e in es) < len(es)
     measured = {presence: generalised(evaluate_presence(model, es, presence)) for presence in (-9., 9.)}
+    if name == 'finecops-ref': assert {'Precision@1 level1', 'Recall@1 negative1', 'AUROC replace'} <= {*composed(evaluate_presence(model, es, -9.), es)}
     assert measured[9.]['n_acc'] == 1 and measured[9.]['t_acc'] == 0 and measured[-9.]['t_acc'] > measured[-9.]['n_acc']
 
 
 def test_photos_of_train_and_val(scenes):
     folders = {e.image.parent.name for e in load('refcoco', scenes)}
     assert folders == {'train2014', 'val2014'} == {e.image.parent.name for e in load('refcoco', scenes, images=scenes/'coco/images')}
+
+
+def test_every_data_set_has_a_row_in_the_table():
+    table = (Path(__file__).parents[1]/'data/README.md').read_text(encoding='utf-8')
+    assert [k for k in DATASETS if f'`{k}`' not in table] == []
 
 
 def test_the_named_sets_are_in_the_list():

@@ -11,12 +11,9 @@ from pycocotools import mask as coco_mask
 datasets = pytest.importorskip('datasets')
 
 from sag.cli import main
-from sag.config import change
-from sag.data.hub import box_format, guess_columns, hub_columns, load_hub
-from sag.data.sets import find_problems, load, other_splits, prepare_table, prepared_file
-from sag.evaluate import evaluate
-from sag.presets import presets
-from sag.train import fit, load_data
+from sag.data.hub import ParquetStream, box_format, guess_columns, hub_columns, hub_files, load_hub
+from sag.data.sets import find_problems, load, other_splits, prepare_table
+from sag.record import Run
 
 datasets.disable_progress_bars()
 pytestmark = pytest.mark.filterwarnings('error::UserWarning:sag')
@@ -224,29 +221,18 @@ def test_numbers_do_not_depend_on_what_else_is_read(sample):
 
 
 @pytest.mark.filterwarnings('ignore')
-def test_every_shape_trains_a_step_and_is_evaluated(sample, tmp_path):
-    name, root, said = sample
+def test_every_shape_trains_a_step_and_is_evaluated_by_commands(sample, tmp_path, monkeypatch, capsys, in_process):
+    (_, _, said), name, root = sample, 'hf:sample', 'root'
     split = next(iter(said['splits']))
-    recipe = change(presets['smoke'], dataset=name, root=str(root), train_split=split, val_split='', steps=1, batch_size=2, group='photo')
-    es = load_data(recipe, split)
-    model = fit(recipe, tmp_path/'run', train=es).model
-    if said.get('boxes', True): assert (evaluate(model, es, draws=(0,), rules=['relevance']).rule == 'relevance').sum() == len(es)
-    assert find_problems(es) == []
-
-
-@pytest.mark.filterwarnings('ignore')
-@pytest.mark.parametrize('shape', [jxu124, moondream], ids=lambda s: s.__name__)
-def test_the_command_line(shape, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    split = 'val' if shape is moondream else 'testB'
-    shape(tmp_path/'sample')
-    assert main(['prepare', '--dataset', 'hf:sample', '--check']) == 0
-    assert 'text = ' in capsys.readouterr().err
-    assert prepared_file(Path('data'), 'hf:sample', '').exists()
     fast = ['--steps', '1', '--batch_size', '2', '--val_split', '', '--train_split', split, '--test', '']
-    assert main(['train', '--preset', 'smoke', '--dataset', 'hf:sample', '--root', 'data', *fast]) == 0
-    assert main(['evaluate', 'runs/train', '--dataset', 'hf:sample', '--split', split, '--draws', '1', '--shown', '1']) == 0
-    assert 'mIoU' in capsys.readouterr().out
+    assert main(['prepare', '--dataset', name, '--root', root]) == 0 and find_problems(load(name, root, split=split)) == []
+    assert main(['train', '--preset', 'smoke', '--dataset', name, '--root', root, *fast]) == 0
+    assert len(Run('runs/train').history) == 1 and 'text = ' in capsys.readouterr().err
+    if not said.get('boxes', True): return
+    assert main(['evaluate', 'runs/train', '--dataset', name, '--root', root, '--split', split, '--draws', '1', '--shown', '1', '--dest', 'found']) == 0
+    assert json.loads(Path('found/metrics.json').read_text())['expressions'] == len(load(name, root, split=split))
+    assert ('mIoU' if said.get('masks', True) else 'pointing') in capsys.readouterr().out
 
 
 def test_a_table_is_used_and_made_anew_for_other_columns(tmp_path):
@@ -359,6 +345,57 @@ def test_a_script_in_a_folder_is_not_run(tmp_path):
     (tmp_path/'sample/sample.py').write_text(f'open({str(tmp_path/"ran")!r}, "w")')
     load_hub(str(tmp_path/'sample'), tmp_path)
     assert not (tmp_path/'ran').exists()
+
+
+# Streams
+
+def sentences(stream): return sorted(e.sentence for i in range(len(stream)) for e in stream.sample(i).expressions)
+
+
+def test_rows_are_read_as_they_go(sample):
+    "The texts and photos that `hf:` finds, of every shape in Parquet files; nothing is written."
+    name, root, said = sample
+    split = next(iter(said['splits']))
+    if not hub_files(name[3:])[0].suffix == '.parquet':
+        with pytest.raises(ValueError, match='is no Parquet file. Read it with hf:'): ParquetStream(name[3:], root, split=split)
+        return
+    stream = ParquetStream(name[3:], root, split=split)
+    assert not root.exists() and sentences(stream) == sorted(e.sentence for e in load(name, root, split=split))
+    assert all(stream.sample(i).photo().size == (W, H) for i in range(len(stream)))
+
+
+def test_a_stream_of_rows_that_name_files(tmp_path):
+    parquet(tmp_path/'sample', train=[dict(file_name=NAMES[o[0]], text=o[6]) for o in OBJECTS])
+    stream = load(f'stream:{tmp_path}/sample', tmp_path, split='train')
+    with pytest.raises(ValueError, match=r'row \d: no photo .*COCO_train2014_00000000000\d.jpg'):
+        for i in range(3): stream.sample(i)
+    photos_in(tmp_path/'photos')
+    assert load(f'stream:{tmp_path}/sample', images=tmp_path/'photos', split='train').sample(0).photo().size == (W, H)
+
+
+def test_a_stream_does_not_mix_splits(tmp_path):
+    parquet(tmp_path/'sample', train=rows(split='val'))
+    with pytest.raises(ValueError, match='rows say which split they are of'): load(f'stream:{tmp_path}/sample', split='train')
+    assert len(load(f'stream:{tmp_path}/sample', split='train', columns={'split': ''})) == 3
+
+
+def test_a_stream_from_the_hub(tmp_path, monkeypatch):
+    import huggingface_hub
+    folder = parquet(tmp_path/'hub', train=rows(), val=rows())
+    class Builder:
+        def __init__(self, source, name=None, revision=None):
+            if (source, name, revision) != ('own/er', 'plain', 'v1'): raise datasets.exceptions.DatasetNotFoundError('no such data set')
+            self.config = self
+            self.data_files = {s: [f'hf://datasets/own/er@1234/data/{s}-00000-of-00001.parquet'] for s in ('train', 'val')}
+    class Hub:
+        def open(self, path): return open(path.replace('hf://datasets/own/er@1234', str(folder)), 'rb')
+    monkeypatch.setattr(datasets, 'load_dataset_builder', Builder)
+    monkeypatch.setattr(huggingface_hub, 'HfFileSystem', Hub)
+    monkeypatch.chdir(tmp_path)
+    stream = load('stream:own/er@v1', split_by='plain', split='train')
+    assert sentences(stream) == sorted(s for o in OBJECTS for s in o[6]) and stream.sample(0).photo().size == (W, H)
+    assert stream.shards[0].file.endswith('train-00000-of-00001.parquet')
+    with pytest.raises(FileNotFoundError, match='stream:own/er@v2: not found on the hub'): load('stream:own/er@v2', split='train')
 
 
 # Counts and boxes

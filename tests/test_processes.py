@@ -33,16 +33,16 @@ def texts(recipe): return load_data(recipe, 'train')
 def watched(recipe): return load_data(recipe, 'testA')
 '''
 TWO = '''
-import os, sys
+import json, os, sys
 import torch
 from accelerate import Accelerator
-from sag.config import Recipe, change, from_json
+from sag.config import Recipe, change
 from sag.evaluate import evaluate
 from sag.record import Run
 from sag.train import *
 from sag.train import batch_losses, prepare, stream
 home, rank = sys.argv[1], os.environ['RANK']
-pair = from_json(open(f'{home}/recipe.json').read(), Recipe)
+pair = change(Recipe(), **json.load(open(f'{home}/recipe.json')))
 training, loader, val, _, _ = prepare(pair, Run(f'{home}/gradients'), Accelerator(), dict(losses=None, train=None, val=None), None)
 training.model.train()
 batch = next(stream(loader))

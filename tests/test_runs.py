@@ -1,4 +1,5 @@
 """A run started by a command: its interpreter, its lock, its signals, its output, and whose code it executes."""
+import ast
 import json
 import os
 import signal
@@ -11,7 +12,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
 from sag.files import hold
-from sag.runs.papermill import outcome, resume, run
+from sag.runs.papermill import outcome, own_notebooks, parameters, resume, run
 
 ROOT = str(Path(__file__).parent.parent)
 META = dict(kernelspec=dict(name='python3', language='python', display_name='python3'))
@@ -56,6 +57,7 @@ def test_a_signal_lets_the_kernel_save_first(notebook, tmp_path, number):
     process.send_signal(number)
     assert process.wait(60) == 128 + number
     assert sorted(o.name for o in (tmp_path/'run').glob('[!.]*')) == ['at work', 'work.parameters.json', 'work.running.ipynb']
+    assert 'To exit' not in (tmp_path/'run'/'work.running.ipynb').read_text() + process.stderr.read().decode()
     row = outcome(resume(tmp_path/'run', notebook, changes=dict(lr=3)))
     assert (row['resumed'], row['changes']) == (True, dict(lr=3, dim=2))
 
@@ -101,3 +103,11 @@ def test_a_folder_cannot_say_what_code_to_run(notebook, tmp_path):
 
 def test_braces_in_a_path_are_braces(notebook, tmp_path):
     assert run(notebook, tmp_path/'brace {x}') == tmp_path/'brace {x}'/'work.ipynb'
+
+
+@pytest.mark.parametrize('name', own_notebooks())
+def test_every_assignment_of_the_parameter_cell_is_a_parameter(name, caplog):
+    cells = nbformat.read(own_notebooks()[name], 4).cells
+    tree = ast.parse(next(c.source for c in cells if 'parameters' in c.metadata.get('tags', [])))
+    assert list(parameters(name)) == [target.id for node in tree.body if isinstance(node, ast.Assign) for target in node.targets]
+    assert 'Unable to parse' not in caplog.text

@@ -20,9 +20,7 @@ from .expressions import Expression, Expressions, frame_side, id_number, sentenc
 from .photos import check_photos, finder
 
 # %% ../../nbs/15_data.captions.ipynb #4944d0c8
-def read_text(
-    path: Path,  # a text file
-) -> str:
+def read_text(path: Path) -> str:
     "A file's text, whatever it is encoded in. ValueError where it is no text."
     data = read_bytes(path)
     code = 'utf-16' if data[:2] in (b'\xff\xfe', b'\xfe\xff') else 'utf-8-sig'
@@ -61,10 +59,8 @@ def _cells(path: Path, text: str, mark: str) -> Iterator[tuple[int, list[str]]]:
             last = table.line_num + 1
     except csv.Error as e: raise ValueError(f'{path}, line {last}: a quote seems to be opened and not closed ({e}). Close it, or double it.') from None
 
-def _table_rows(
-    path: Path,  # a table whose first line names its columns
-) -> Iterator[_Row]:
-    "The rows of captions.csv, captions.txt or results.csv."
+def _table_rows(path: Path) -> Iterator[_Row]:
+    "The rows of captions.csv, captions.txt or results.csv: a table whose first line names its columns."
     text = read_text(path)
     mark, names = _columns(text.partition('\n')[0])
     at = {k: next((names.index(n) for n in v if n in names), None) for k, v in _names.items()}
@@ -81,10 +77,8 @@ def _table_rows(
         if len(cells) > len(names): raise ValueError(f'{path}, line {line}: {len(cells)} cells for {len(names)} columns; quote captions with {mark!r}')
         yield _Row(image, caption, split=cells[at['split']] if at['split'] is not None else '')
 
-def _token_rows(
-    path: Path,  # Flickr30k's results_20130124.token or Flickr8k.token.txt: photo#number, tab, caption
-) -> Iterator[_Row]:
-    "The rows of a .token file."
+def _token_rows(path: Path) -> Iterator[_Row]:
+    "The rows of Flickr30k's results_20130124.token or Flickr8k.token.txt: photo#number, tab, caption."
     for n, line in enumerate(read_text(path).split('\n'), 1):
         if not line.strip(): continue
         photo, tab, caption = line.partition('\t')
@@ -118,10 +112,8 @@ def _karpathy_rows(data: dict) -> Iterator[_Row]:
         name, number = sentence_text(p['filename'], 'filename'), id_number(p.get('cocoid', p.get('imgid', i)))
         for s in p['sentences']: yield _Row(name, sentence_text(s['raw']).strip(), number, split=sentence_text(split, 'split'))
 
-def _json_rows(
-    path: Path,  # captions_train2014.json, dataset_flickr30k.json or one like them
-) -> Iterator[_Row]:
-    "The rows of a caption file in COCO's or Karpathy's format."
+def _json_rows(path: Path) -> Iterator[_Row]:
+    "The rows of a caption file in COCO's or Karpathy's format, such as captions_train2014.json or dataset_flickr30k.json."
     data = read_json(path)
     try:
         if 'annotations' in data and 'images' in data: yield from _coco_rows(path, data)
@@ -153,20 +145,14 @@ def find_captions(
     zipped = ' Unzip the archive first.' if (path.suffix == '.zip' or path.with_suffix('.zip').exists()) else ''
     raise FileNotFoundError(f'{path}: no captions.csv, no .token file and {len(found)} JSON files there; pass the caption file itself.{zipped}')
 
-def _photo_folders(
-    file: Path,  # a caption file
-) -> list[Path]:
-    "The folders that may hold its photos."
+def _photo_folders(file: Path) -> list[Path]:
+    "The folders that may hold the photos of a caption file."
     coco = [f'{folder}{split}{year}' for folder in ('', 'images/') for year in (2014, 2017) for split in ('train', 'val')]
     names = ('images', 'Images', 'flickr30k-images', 'flickr30k_images', 'flickr30k_images/flickr30k_images', 'Flicker8k_Dataset', *coco)
     return [p for folder in (file.parent, file.parent.parent) for n in names if (p := folder/n).is_dir()] + [file.parent]
 
 # %% ../../nbs/15_data.captions.ipynb #09332bbe
-def _placed(
-    rows: list[_Row],
-    find: Callable[[str], Path],
-    split: str,  # of rows that do not say
-) -> Iterable[Expression]:
+def _placed(rows: list[_Row], find: Callable[[str], Path], split: str) -> Iterable[Expression]:
     "Rows with their photos' files, one Path and one number each."
     paths = {name: find(name) for name in dict.fromkeys(r.image for r in rows)}
     ghosts = {n for n, p in paths.items() if re.search(r'\.\w+\.\d+$', n) and not p.exists()}

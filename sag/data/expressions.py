@@ -26,11 +26,7 @@ from ..files import short
 from .photos import MAX_PIXELS, read_photo
 
 # %% ../../nbs/12_data.expressions.ipynb #037d9564
-def _polygon(
-    corners: Any,  # x, y, x, y, … or pairs x, y
-    height: int,  # of the annotated frame, pixels
-    width: int,
-) -> np.ndarray:  # (2·corners,)
+def _polygon(corners: Any, height: int, width: int) -> np.ndarray:  # x, y, x, y, … or pairs → (2·corners,)
     "A polygon whose numbers pycocotools can take."
     try: xy = np.asarray(corners, float).reshape(-1)
     except (TypeError, ValueError, OverflowError): xy = None
@@ -42,10 +38,8 @@ def _polygon(
         raise ValueError(f'a polygon runs from ({x.min():g}, {y.min():g}) to ({x.max():g}, {y.max():g}) in a frame of {width}×{height}')
     return xy
 
-def _runs(
-    code: bytes,  # COCO's compressed run lengths: 6 bits a character, of which one says 'more'; differences to the run before last
-) -> np.ndarray:  # run lengths
-    "Run lengths as numbers; a ValueError where the code is damaged."
+def _runs(code: bytes) -> np.ndarray:
+    "COCO's compressed run lengths (6 bits a character, one of them says 'more'; differences to the run before last) as numbers; ValueError if damaged."
     bits = np.frombuffer(code, np.uint8).astype(np.int64) - 48
     ends = np.flatnonzero(bits & 32 == 0)
     starts = np.concatenate([[0], ends + 1])[:len(ends)]
@@ -57,12 +51,8 @@ def _runs(
     return runs
 
 # %% ../../nbs/12_data.expressions.ipynb #b071331a
-def _run_lengths(
-    rle: dict,  # size and counts: a list of numbers, or compressed as text or bytes
-    height: int,  # of the annotated frame, pixels
-    width: int,
-) -> dict:
-    "Run lengths that cover the frame exactly."
+def _run_lengths(rle: dict, height: int, width: int) -> dict:
+    "Run lengths that cover the frame exactly; their counts are numbers, or compressed as text or bytes."
     if 'counts' not in rle or 'size' not in rle: raise ValueError(f"run lengths need 'size' and 'counts', found {', '.join(map(str, rle)) or 'nothing'}")
     size, counts = rle['size'], rle['counts']
     if not isinstance(size, (list, tuple)) or [*size] != [height, width]:

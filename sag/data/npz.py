@@ -34,7 +34,7 @@ def _words(sentence: str) -> list[str]:  # in lower case
 _special = ('<pad>', '<go>', '<eos>', '<unk>')
 
 def build_vocabulary(
-    sentences: Iterable[str],  # all that it shall know
+    sentences: Iterable[str],  # whose words it holds
 ) -> dict[str, int]:  # word → number, from 0
     "The special words, then every word of the sentences that a line can hold, sorted."
     found = {w for s in sentences for w in _words(s) if w == ' '.join(w.split())}
@@ -49,11 +49,7 @@ def read_vocabulary(
     if missing: raise ValueError(f"{path}: no line {' and no line '.join(missing)}; is this a vocabulary?")
     return vocabulary
 
-# %% ../../nbs/17_data.npz.ipynb #a248fb5e
-def write_vocabulary(
-    vocabulary: dict[str, int],
-    path: str | os.PathLike,
-) -> None:
+def write_vocabulary(vocabulary: dict[str, int], path: str | os.PathLike) -> None:
     "Write a vocabulary, one word a line."
     lines = [''] * (max(vocabulary.values()) + 1)
     for w, n in vocabulary.items(): lines[n] = w
@@ -81,7 +77,6 @@ def _read_glove(path: str | os.PathLike, wanted: Collection[str], dim: int) -> d
     if not found: raise ValueError(f'{path}: none of the {len(wanted):,} words is there; is it a file of {dim} numbers per word?')
     return found
 
-# %% ../../nbs/17_data.npz.ipynb #7c5d23e5
 def embeddings(
     vocabulary: dict[str, int],
     glove_file: str | os.PathLike | None = None,  # text file of GloVe's format; None: all random
@@ -103,7 +98,6 @@ def _placed(height: int, width: int, size: int = 480) -> tuple[int, int, int, in
     h, w = max(1, round(height*scale)), max(1, round(width*scale))
     return (size - h)//2, (size - w)//2, h, w
 
-# %% ../../nbs/17_data.npz.ipynb #596bec87
 def _fit(
     x: np.ndarray,  # (H,W,3) uint8, a photo; or (H,W) bool, a mask
     size: int = 480,  # side of the square, pixels
@@ -130,7 +124,6 @@ def _header(z: zipfile.ZipFile, name: str) -> tuple[int, ...]:  # shape
     if dtype.kind not in _kinds[name]: raise ValueError(f'{name} is {dtype}')
     return shape
 
-# %% ../../nbs/17_data.npz.ipynb #dd2a9edd
 @contextlib.contextmanager
 def _opened(path: str | os.PathLike) -> Iterator[zipfile.ZipFile]:
     "An npz's zip; whatever goes wrong while reading becomes a ValueError with the file's name."
@@ -141,7 +134,6 @@ def _opened(path: str | os.PathLike) -> Iterator[zipfile.ZipFile]:
     except Exception as e:
         raise ValueError(f'{path}: not a whole npz of this layout ({type(e).__name__}: {e}). Write or fetch it again.') from e
 
-# %% ../../nbs/17_data.npz.ipynb #6a8b9146
 def _array(z: zipfile.ZipFile, name: str) -> np.ndarray:
     "One array of an npz; never unpickles."
     _header(z, name)
@@ -164,7 +156,6 @@ def _frame(e: Expression, side: int, pad: bool) -> tuple[int, int]:  # height, w
     if not side: return e.height, e.width
     return (side, side) if pad else _placed(e.height, e.width, side)[2:]
 
-# %% ../../nbs/17_data.npz.ipynb #a36f05ae
 def _check_space(dest: Path, frames: Iterable[tuple[int, int]]) -> None:
     "OSError where the disk cannot hold them, with the bytes needed."
     needed = sum(4*h*w + 8192 for h, w in frames)  # three bytes of photo and one of mask per pixel; the rest is small
@@ -173,11 +164,6 @@ def _check_space(dest: Path, frames: Iterable[tuple[int, int]]) -> None:
         raise OSError(f'{dest} needs {needed:,} bytes ({needed/1e9:.1f} GB), and the disk has {free:,} left: make room, or choose another folder')
 
 # %% ../../nbs/17_data.npz.ipynb #0e109e96
-def _described(e: Expression, vocabulary: dict[str, int]) -> dict[str, Any]:
-    "The arrays beside photo and mask."
-    return dict(text_batch=indices(e.sentence, vocabulary), sent_batch=np.array([e.sentence]),
-                im_name_batch=np.array(f'COCO_train2014_{e.image_id:012d}'))
-
 def _finished(file: Path, wanted: dict[str, np.ndarray], shape: tuple[int, int]) -> bool:
     "Whether a file is there and whole; a ValueError where it is, but says something else."
     if not file.exists(): return False
@@ -189,7 +175,6 @@ def _finished(file: Path, wanted: dict[str, np.ndarray], shape: tuple[int, int])
     if not same: raise ValueError(f'{file} is there already, with another expression, vocabulary or size: choose another folder, or remove it')
     return True
 
-# %% ../../nbs/17_data.npz.ipynb #b9377494
 def _pictures(e: Expression, side: int, pad: bool) -> tuple[np.ndarray, np.ndarray]:  # (H,W,3) uint8, (H,W) bool
     "An expression's photo and mask as they are written."
     photo, mask = np.asarray(e.photo()), e.mask
@@ -206,7 +191,6 @@ def _plan(expressions: Iterable[Expression], dest: Path, name: str) -> dict[Path
     if other: raise ValueError(f'{dest} holds {len(other)} files beyond the last expression, such as {other[0].name}: choose another folder, or remove them')
     return files
 
-# %% ../../nbs/17_data.npz.ipynb #40b73f70
 def write_npz(
     expressions: Iterable[Expression],  # with masks, in the annotations' order; those of other splits are left out
     folder: str | os.PathLike,  # such as data/refcoco
@@ -221,7 +205,8 @@ def write_npz(
     files = _plan(Expressions(expressions).split(split), dest, f'{dataset}_{split}')
     _check_space(dest, (_frame(e, side, pad) for file, e in files.items() if not file.exists()))
     for file, e in tqdm(files.items(), desc=f'{dataset} {split}', mininterval=5):
-        wanted = _described(e, vocabulary)
+        name = np.array(f'COCO_train2014_{e.image_id:012d}')
+        wanted = dict[str, Any](text_batch=indices(e.sentence, vocabulary), sent_batch=np.array([e.sentence]), im_name_batch=name)
         if _finished(file, wanted, _frame(e, side, pad)): continue
         if made is None or made[0] != (e.image, e.ann_ids):
             try: made = (e.image, e.ann_ids), _pictures(e, side, pad)
@@ -243,7 +228,6 @@ class NpzExpression(Expression):
     @property
     def mask(self) -> np.ndarray: return self.masks[0]  # (H,W) bool
 
-# %% ../../nbs/17_data.npz.ipynb #0e71afea
 def _head(path: Path) -> tuple[str, str, int, tuple[int, ...]]:  # sentence, photo's name, mask's checksum, (height, width)
     "What a file says before its photo and mask are read."
     with _opened(path) as z:
@@ -270,7 +254,6 @@ def _npz_split(folder: Path, split: str) -> Iterator[NpzExpression]:
         ref = referents.setdefault((name, mask), n)
         yield NpzExpression(n, sentence, ref, (ref,), _photo_number(name), photos.setdefault(name, file), height, width, split, segmentations=(file,))
 
-# %% ../../nbs/17_data.npz.ipynb #e46fd4e5
 def load_npz(
     folder: str | os.PathLike,  # a data set's: data/refcoco/Gref, with train_batch and others in it
     split: str = 'all',  # 'train', 'val', 'testA', …, several joined by '+', or 'all' that are there

@@ -9,7 +9,6 @@ __all__ = ['MAX_PIXELS', 'upright', 'to_rgb', 'has_orientation', 'read_photo', '
 import io
 import os
 import stat
-import tarfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -39,10 +38,8 @@ def _grey(photo: Image.Image) -> Image.Image:  # 8 bits
     white = 1 if photo.mode == 'F' and high <= 1 else 255 if eight and high <= 255 else 65535
     return Image.fromarray((x*(255/white)).round().astype(np.uint8))
 
-def to_rgb(
-    photo: Image.Image,  # of any mode
-) -> Image.Image:  # RGB
-    "Three channels of 8 bits: deep greys scaled, transparency on white."
+def to_rgb(photo: Image.Image) -> Image.Image:  # RGB
+    "A photo of any mode in three channels of 8 bits: deep greys scaled, transparency on white."
     if photo.mode == 'F' or photo.mode.startswith('I'): photo = _grey(photo)
     if photo.mode in ('RGBA', 'LA', 'PA', 'RGBa', 'La') or 'transparency' in photo.info:
         photo = photo.convert('RGBA')
@@ -54,23 +51,18 @@ MAX_PIXELS = 64_000_000  # of a photo, and of the frame an annotation was drawn 
 _FORMATS = ('BMP', 'GIF', 'JPEG', 'JPEG2000', 'MPO', 'PNG', 'PPM', 'TIFF', 'WEBP', 'AVIF')
 
 def _open_photo(
-    path: str | os.PathLike,  # a photo's file; or an npz of the released layout, which holds one: see `sag.data.npz`; or shard.tar/name
+    path: str | os.PathLike,  # a photo's file; or an npz of the released layout, which holds one: see `sag.data.npz`
     data: bytes | None = None,  # its content, if that has been read already
 ) -> Image.Image:
     "The photo, not decoded yet."
     Image.init()
-    shard = next((p for p in Path(path).parents if p.suffix == '.tar' and p.is_file()), None) if data is None else None
-    if shard:
-        with tarfile.open(shard, 'r:') as tar: data = tar.extractfile(Path(path).relative_to(shard).as_posix()).read()  # type: ignore[union-attr]
     formats = [f for f in _FORMATS if f in Image.OPEN]
     if data is not None: return Image.open(io.BytesIO(data), formats=formats)
     if not stat.S_ISREG(os.stat(path).st_mode): raise ValueError('it is a folder, a pipe or a device')
     if Path(path).suffix != '.npz': return Image.open(path, formats=formats)
     with np.load(path, allow_pickle=False) as z: return Image.fromarray(z['im_batch'])
 
-def has_orientation(
-    path: str | os.PathLike,  # a photo's file
-) -> bool:
+def has_orientation(path: str | os.PathLike) -> bool:
     "Whether a photo's EXIF asks to turn or mirror it; False where that cannot be read."
     try:
         with _open_photo(path) as photo: return photo.getexif().get(0x0112, 1) in range(2, 9)
@@ -106,9 +98,7 @@ def finder(
         return next((there[n] for n in names for there, n in ((exact, n), (lower, n.lower())) if n in there), folders[0]/name)
     return find
 
-def check_photos(
-    photos: Iterable[Path],  # photos that will be read
-) -> None:
+def check_photos(photos: Iterable[Path]) -> None:
     "FileNotFoundError where some are missing, naming the first few; lists each folder once instead of asking for each file."
     wanted = set(photos)
     there = {Path(f)/n for f in {p.parent for p in wanted} if f.is_dir() for n in os.listdir(f)}

@@ -32,7 +32,6 @@ def find_listing(
         if path.exists(): return path
     raise FileNotFoundError(f"{root}: no image_data_split.json there or in {', '.join(str(t.relative_to(root)) for t in tried[1:])}; {_SOURCE}.")
 
-# %% ../../nbs/14_data.phrasecut.ipynb #27598189
 def _split_files(folder: Path, split: str) -> list[Path]:
     "The files of some splits; ValueError where PhraseCut has no such split, FileNotFoundError where its file is missing."
     there = [s for s in SPLITS if (folder/f'refer_{s}.json').exists()]
@@ -92,7 +91,6 @@ def _flat(instance: list) -> list[list[float]]:  # x, y, x, y, … per polygon
     "An instance's polygons as COCO writes them, those with an area."
     return [[v for point in polygon for v in point] for polygon in instance if len(polygon) >= 3]
 
-# %% ../../nbs/14_data.phrasecut.ipynb #e85ec691
 def phrase_of(
     task: dict,  # an entry of refer_*.json
     photo: dict,  # its photo's entry in image_data_split.json
@@ -123,7 +121,6 @@ def _check_task(task: dict, path: Path, photos: dict[int, dict], masks: bool = T
         raise ValueError(f'{name}: it has no polygon of three points or more. Take it out of the file (refer_input_*.json have none: use refer_*.json), '
                          'or pass check=False to read it without a mask.')
 
-# %% ../../nbs/14_data.phrasecut.ipynb #9fe789d8
 def _read_tasks(
     path: Path,  # refer_train.json, …
     photos: dict[int, dict],  # image_data_split.json by number

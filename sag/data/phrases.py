@@ -35,7 +35,6 @@ _CLASSES = {
          'landing crossing drawing setting thing'}
 _KNOWN = {word: letter for letter, words in _CLASSES.items() for word in words.split()}
 
-# %% ../../nbs/20_data.phrases.ipynb #ad944685
 def _kind(word: str) -> str:
     "The letter of a word that is known by itself, '' for one of an open class."
     return _KNOWN.get(word) or ('#' if word.isdigit() else '' if word[0].isalnum() else '.')
@@ -52,7 +51,6 @@ _VERBS = set('''run stand play sit hold walk ride look climb smile swim carry sw
 _THIRD = {re.sub('(?<![aeo])y$', 'ie', v) + 'e'*v.endswith(('s', 'sh', 'ch', 'x', 'o')) + 's' for v in _VERBS}  # carries, watches, runs
 _PEOPLE = set('man men woman women lady ladies boy boys girl girls guy guys kid kids child children person people player players'.split())
 
-# %% ../../nbs/20_data.phrases.ipynb #1868e355
 def plural(word: str) -> bool:
     "Whether it looks like a plural."
     return word in ('men', 'women', 'people', 'children') or word.endswith('s') and not word.endswith(('ss', 'us', 'is'))
@@ -107,9 +105,7 @@ def noun_phrases(
     return [text[found[m.start()].start():found[m.end() - 1].end()] for m in _PHRASE.finditer(letters)]
 
 # %% ../../nbs/20_data.phrases.ipynb #b91986cd
-def head(
-    phrase: str,  # as `noun_phrases` gives it
-) -> str:
+def head(phrase: str) -> str:
     "The noun that a phrase is about."
     return re.split(' (?:of|in|with|wearing) ', phrase)[0].split()[-1]
 

@@ -70,9 +70,7 @@ def _expect(value: Any, kind: type | tuple = dict) -> Any:
 
 def _why(e: Exception) -> str: return f'it has no {e}' if isinstance(e, KeyError) else str(e)
 
-def _read_instances(
-    path: Path,  # instances.json
-) -> _Instances:
+def _read_instances(path: Path) -> _Instances:
     "Read COCO's annotations. ValueError names the file and the entry that is malformed."
     coco = read_json(path)
     missing = [k for k in ('images', 'annotations') if k not in coco]
@@ -86,11 +84,7 @@ def _read_instances(
 # %% ../../nbs/13_data.refer.ipynb #45e9f5b3
 def _names_nothing(ref: dict) -> bool: return ref['ann_id'] in ([], [-1], -1, None) or ref.get('source') == 'zero'  # gRefCOCO; Ref-ZOM
 
-def _objects(
-    ref: dict,  # a referent
-    known: _Instances,
-    photo: int,  # its photo's number
-) -> list[dict]:
+def _objects(ref: dict, known: _Instances, photo: int) -> list[dict]:
     "A referent's objects. ValueError where one is missing or belongs to another photo."
     ids = ref['ann_id'] if isinstance(ref['ann_id'], (list, tuple)) else [ref['ann_id']]
     ids = [] if _names_nothing(ref) else [id_number(i) for i in ids]
@@ -111,11 +105,7 @@ def _box(a: dict, photo: dict) -> tuple[float, ...]:
     try: return box_of(a.get('bbox'), photo['height'], photo['width'])
     except ValueError as e: raise ValueError(f"annotation {a['id']}: {e}") from None
 
-def _expressions_of(
-    ref: dict,  # a referent as in refs(<by>).p
-    known: _Instances,
-    find: Callable[[str], Path],  # file name → path: see `sag.data.photos.finder`
-) -> list[Expression]:
+def _expressions_of(ref: dict, known: _Instances, find: Callable[[str], Path]) -> list[Expression]:  # see `finder`
     "A referent's expressions: one record per sentence, which share the photo's path, boxes and segmentations."
     _expect(ref, dict)
     photo = _photo(known, id_number(ref['image_id']), find)
@@ -131,12 +121,7 @@ def _expressions_of(
             for s in map(_expect, _expect(ref['sentences'], (list, tuple)))]
 
 # %% ../../nbs/13_data.refer.ipynb #989a8ece
-def _referents(
-    refs: Any,  # what refs(<by>).p holds
-    known: _Instances,
-    find: Callable[[str], Path],  # file name → path: see `sag.data.photos.finder`
-    path: Path,  # where the referents come from, for errors
-) -> Iterable[Expression]:
+def _referents(refs: Any, known: _Instances, find: Callable[[str], Path], path: Path) -> Iterable[Expression]:
     "Join referents with their photos and objects. ValueError names the file and the referent that is malformed."
     if not isinstance(refs, (list, tuple)) or not refs:
         raise ValueError(f"{path} holds {'no referents' if refs in ([], ()) else f'a {type(refs).__name__}, not a list of referents'}. Fetch the file again.")

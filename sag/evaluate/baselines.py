@@ -39,11 +39,7 @@ def principal_component(
 
 # %% ../../nbs/47_evaluate.baselines.ipynb #070c75cb
 @torch.no_grad()
-def _cls_attention(
-    vit: nn.Module,         # a timm transformer with a CLS token
-    pixel_values: Tensor,   # (B,3,H,W)
-    grid: tuple[int, int],  # h,w of its patches
-) -> Tensor:                # (B,h,w)
+def _cls_attention(vit: nn.Module, pixel_values: Tensor, grid: tuple[int, int]) -> Tensor:  # of timm, (B,3,H,W), h and w → (B,h,w)
     "Attention of the CLS token over patches in the last block, mean over heads; ValueError for a backbone without."
     if getattr(vit, 'cls_token', None) is None: raise ValueError('this backbone has no CLS token, so no CLS attention')
     attn, seen = vit.blocks[-1].attn, list[Tensor]()                                                            # type: ignore[index, union-attr]
@@ -74,12 +70,8 @@ class Saliency(nn.Module):
     def relevance(self, slots: Tensor, text: Tensor) -> Tensor: return slots.new_ones(len(slots), len(text), 1)
 
 # %% ../../nbs/47_evaluate.baselines.ipynb #27723506
-def _mean_pairs(
-    model: SaG,                                     # its encoders
-    expressions: Sequence[Expression],              # to learn from
-    features: Mapping[Path, Tensor] | None = None,  # (N,C) of each photo, in place of decoding it
-) -> tuple[Tensor, Tensor]:                         # pooled text (T,H), mean patch of its photo (T,C)
-    "Sentences and photos as one vector each."
+def _mean_pairs(model: SaG, expressions: Sequence[Expression], features: Mapping[Path, Tensor] | None) -> tuple[Tensor, Tensor]:
+    "Sentences and photos as one vector each: pooled text (T,H), mean patch of its photo (T,C)."
     text, image = list[Tensor](), list[Tensor]()
     data = photo_texts(model, expressions, features)
     with evaluation_mode(model) as device:
@@ -89,7 +81,6 @@ def _mean_pairs(
             image.append(model.patches(b.pixel_values, b.features).mean((1, 2))[b.image_of_text])
     return torch.cat(text), torch.cat(image)
 
-# %% ../../nbs/47_evaluate.baselines.ipynb #94f899b8
 def ridge(
     x: Tensor,              # (T,H)
     y: Tensor,              # (T,C)

@@ -37,10 +37,7 @@ def hard_assignment(
     return F.interpolate(slot_maps[None].float(), size, mode='bilinear', align_corners=False)[0].argmax(0)
 
 # %% ../../nbs/48_evaluate.discovery.ipynb #2647471a
-def _shared_pixels(
-    assignment: Tensor,     # (H,W) slot of each pixel
-    masks: Tensor,          # (M,H,W) bool
-) -> Tensor:                # (M,K) pixels that each mask shares with each slot
+def _shared_pixels(assignment: Tensor, masks: Tensor) -> Tensor:  # (H,W) slot of each pixel, (M,H,W) bool → (M,K) pixels
     "The contingency table of objects and slots, K the largest number of a slot plus 1."
     k = int(assignment.max()) + 1
     return torch.stack([assignment[m].bincount(minlength=k) for m in masks])
@@ -54,7 +51,6 @@ def _check_objects(assignment: Tensor, masks: Tensor) -> None:
     if empty: raise ValueError(f'object {empty[0]} of {len(masks)} has no pixel; leave it out')
     if not len(masks): raise ValueError('there is no object to find')
 
-# %% ../../nbs/48_evaluate.discovery.ipynb #0c0c11ae
 def best_overlap(
     assignment: Tensor,     # (H,W) slot of each pixel
     masks: Tensor,          # (M,H,W) bool, the photo's objects
@@ -99,10 +95,7 @@ def object_masks(
     return torch.from_numpy(np.stack([m for m in found.values() if m.any()]))
 
 # %% ../../nbs/48_evaluate.discovery.ipynb #75ac1fb5
-def blind_cuts(
-    size: tuple[int, int],      # (H,W)
-    slots: int,                 # K
-) -> dict[str, Tensor]:         # name → (H,W) long
+def blind_cuts(size: tuple[int, int], slots: int) -> dict[str, Tensor]:  # (H,W), K → name → (H,W) long
     "Cuts that know nothing of the photo: none at all, and a grid of K equal cells."
     grid = Grid(SaGConfig(groups=slots, slots_per_group=1, dim=1, context_dim=1))
     return {'whole image': torch.zeros(size, dtype=torch.long), f'grid of {slots}': grid.cells(*size)}
@@ -132,7 +125,6 @@ def discover(
             for i, batch in enumerate(batches): found[kind, i] = _batch_cuts(model, batch.to(where), [*dict.fromkeys(draws)])
     return pd.DataFrame(in_order(found))
 
-# %% ../../nbs/48_evaluate.discovery.ipynb #b7511ee5
 def _batch_cuts(model: Any, batch: Any, draws: Sequence[int]) -> list[dict[str, Any]]:
     "`discover`'s rows of one batch of photos."
     groups = expressions_by_photo(batch)
@@ -148,14 +140,11 @@ MEASURES = {'mbo': 'mBO', 'corloc': 'CorLoc', 'fg_ari': 'FG-ARI'}
 
 def discovery_summary(
     rows: pd.DataFrame,     # of `discover`
-    n: int = 10_000,        # bootstrap draws of photos
-    seed: int = 0,          # of the bootstrap
-    level: float = .95,     # of the interval
 ) -> pd.DataFrame:          # a line for each cut, as `summary`'s: for each measure M in %: M, M std (over draws), M lo, M hi
-    "Measures in %, spread over slot draws and bootstrap interval over photos; NaN where no photo has a value. `pretty` makes it readable."
+    "Measures in %, spread over slot draws and 95 % bootstrap interval over photos; NaN where no photo has a value. `pretty` makes it readable."
     def line(d: pd.DataFrame, k: str) -> dict[str, float]:
         d = d.dropna(subset=k)
-        lo, hi = bootstrap(d[k], d.image_id, None, n, seed, level) if len(d) else (np.nan, np.nan)
+        lo, hi = bootstrap(d[k], d.image_id) if len(d) else (np.nan, np.nan)
         cells = {'': d[k].mean(), ' std': d.groupby('draw')[k].mean().std(), ' lo': lo, ' hi': hi}
         return {MEASURES[k] + end: 100*x for end, x in cells.items()}
     return pd.DataFrame({cut: {c: x for k in MEASURES for c, x in line(d, k).items()} for cut, d in rows.groupby('cut', sort=False)}).T

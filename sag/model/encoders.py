@@ -47,10 +47,8 @@ def empty_backbone(
             raise ValueError(f'{name} cannot be built for {config.image_size} pixels, image_args={args}: {" ".join(str(e).split())}') from None
     raise ValueError(f'{name} does not take image_args={args}: {error}')
 
-def one_grid(
-    model: nn.Module, # of timm
-) -> bool: # True: blocks on one grid of patches; False: a pyramid of layers
-    "Whether a timm model keeps one grid of patches through a stack of blocks."
+def one_grid(model: nn.Module) -> bool:  # True: blocks on one grid of patches; False: a pyramid of layers
+    "Whether a timm model keeps one grid of patches through a stack of blocks; others are a pyramid of layers."
     parts = all(hasattr(model, a) for a in ('patch_embed', 'blocks', 'forward_intermediates'))
     return parts and len({f['reduction'] for f in model.feature_info}) == 1
 
@@ -65,11 +63,7 @@ def _bilinear_positions(self: Any, x: Tensor) -> Tensor: # a ViT with a CLS toke
     return self.pos_drop(x + torch.cat([cls, grid], 1))
 
 # %% ../../nbs/31_model.encoders.ipynb #480ca238
-def _grid_backbone(
-    config: SaGConfig, # image_block, image_also, drop_path, position_resize and image_norm_eps are read
-    args: dict, # of `timm.create_model`, as `empty_backbone` gives them
-    **weights: Any, # `pretrained` and its companions
-) -> nn.Module:
+def _grid_backbone(config: SaGConfig, args: dict, **weights: Any) -> nn.Module: # the arguments are those of `timm.create_model`
     "A timm transformer without classifier and without the blocks that nobody reads. A block it does not have is a ValueError."
     import timm
     model = timm.create_model(config.image_encoder, **(dict(drop_path_rate=config.drop_path, num_classes=0) | args), **weights)
@@ -83,12 +77,7 @@ def _grid_backbone(
         if isinstance(m, nn.LayerNorm) and config.image_norm_eps: m.eps = config.image_norm_eps
     return model
 
-# %% ../../nbs/31_model.encoders.ipynb #70840055
-def _pyramid_backbone(
-    config: SaGConfig, # image_stride and image_also are read
-    args: dict, # of `timm.create_model`, as `empty_backbone` gives them
-    **weights: Any, # `pretrained` and its companions
-) -> nn.Module:
+def _pyramid_backbone(config: SaGConfig, args: dict, **weights: Any) -> nn.Module: # as `_grid_backbone`
     "A timm model that gives its layers with `image_stride` and `image_also`, finest first. A stride it does not have is a ValueError."
     import timm
     with torch.device('meta'): info = timm.create_model(config.image_encoder, features_only=True, **args).feature_info
@@ -102,12 +91,8 @@ def _pyramid_backbone(
 # %% ../../nbs/31_model.encoders.ipynb #6ff9a6e1
 _log = logging.getLogger(__name__)
 
-def _prefix(
-    state: Iterable[str], # names in a file
-    known: set[str], # the model's own
-    source: str, # the file, for the message
-) -> str: # such as 'module.' or 'module.backbone.', or ''
-    "What stands before the model's own names. A file with several such models is a ValueError."
+def _prefix(state: Iterable[str], known: set[str], source: str) -> str: # names in a file, the model's own → 'module.' or the like
+    "What stands before the model's own names, or ''. A file with several such models is a ValueError."
     told = sorted(known, key=len)[-9:] # the longest names tell most
     ends = {'': 0} | {n.removesuffix(k): 0 for n in state for k in told if n.endswith(f'.{k}')}
     fits = {p: sum(n.startswith(p) and n.removeprefix(p) in known for n in state) for p in ends}
@@ -115,11 +100,9 @@ def _prefix(
     if others and fits[best] == fits[others[0]] > 0: raise ValueError(f'{source} holds several such models, {best!r} and {others[0]!r}: save one of them')
     return best
 
-def _read_weights(
-    path: str | Path, # .safetensors, or a PyTorch file
-    names: Iterable[str], # of the model's weights; a known prefix of the file's names is stripped, with a warning
-) -> dict[str, Tensor]:
-    "The tensors of a weights file. A missing or damaged file, or one that is no weights file, is a FileNotFoundError or ValueError."
+def _read_weights(path: str | Path, names: Iterable[str]) -> dict[str, Tensor]:
+    """The tensors of a .safetensors or PyTorch file, under the model's names: a prefix of all of them is stripped, with a warning.
+    A missing or damaged file, or one that is no weights file, is a FileNotFoundError or ValueError."""
     import timm
     if not Path(path).is_file(): raise FileNotFoundError(f"image_weights={str(path)!r} is no file; give the path of one, 'pretrained' or 'random'")
     try: state = timm.models.load_state_dict(str(path), weights_only=True)
@@ -160,10 +143,7 @@ def standardize(
     return F.layer_norm(x.movedim(1, -1), x.shape[1:2]).movedim(-1, 1)
 
 # %% ../../nbs/31_model.encoders.ipynb #475fc589
-def _image_backbone(
-    config: SaGConfig, # the fields of images are read
-    weights: str, # `pretrained`, `random`, the path of a file, or `given`: loaded afterwards
-) -> tuple[nn.Module, bool]: # whether it has one grid
+def _image_backbone(config: SaGConfig, weights: str) -> tuple[nn.Module, bool]: # see `ImageEncoder`; whether it has one grid
     "The image backbone. A weights file that does not fit is a ValueError."
     if weights == 'given' and config.image_encoder == 'tf_efficientnet_lite0' and not config.image_args: # without importing timm
         return Lite0({config.image_stride, *config.image_also}), False
@@ -208,10 +188,7 @@ _NO_CLS = 'clip_text_model', 'siglip_text_model', 't5'
 _FOREIGN = 'auto_map', 'quantization_config', 'attn_implementation', 'trust_remote_code'
 
 # %% ../../nbs/31_model.encoders.ipynb #8f6820db
-def _text_settings(
-    config: SaGConfig, # text_encoder, text_args and text_pooling are read
-    weights: str, # `pretrained` or `random`
-) -> Any: # a transformers configuration
+def _text_settings(config: SaGConfig, weights: str) -> Any: # a transformers configuration
     "The text encoder's own configuration. An unsupported family or pooling is a ValueError, an unreadable folder or name an OSError."
     from transformers import AutoConfig
     if wrong := [a for a in _FOREIGN if config.text_args.get(a)]: raise ValueError(f'text_args may not hold {wrong[0]!r}: it makes a library fetch or run code')

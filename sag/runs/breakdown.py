@@ -42,9 +42,7 @@ def data_of(
 
 def _key(e: Expression) -> tuple: return e.split, e.image_id, e.sent_id, e.sentence  # as `KEY`
 
-def distractors(
-    expressions: Iterable[Expression],  # all that is known of the photos
-) -> dict[tuple, int]:  # by `KEY`
+def distractors(expressions: Iterable[Expression]) -> dict[tuple, int]:  # by `KEY`
     "How many other referents of its photo share the category of an expression's referent."
     expressions = list(expressions)
     kinds = {(e.image_id, e.ann_ids): e.category for e in expressions}
@@ -94,7 +92,6 @@ def _described(group: Group, known: Expressions | None = None) -> pd.DataFrame:
     others = distractors(known or [])
     return found.assign(others=[others.get(k, np.nan) for k in found[KEY].itertuples(index=False, name=None)])
 
-# %% ../../nbs/66_runs.breakdown.ipynb #3c720226
 def breakdown(
     group: Group,  # one or more runs
     measure: str = 'mIoU',  # see `per_expression`
@@ -132,7 +129,6 @@ def show_breakdown(
     fig.legend(*axs[0][0].get_legend_handles_labels(), loc='outside lower center', ncols=4, fontsize=6, frameon=False)
     return fig
 
-# %% ../../nbs/66_runs.breakdown.ipynb #df9d0c41
 def _breakdown_panel(ax: Any, tables: dict[str, pd.DataFrame], measure: str, title: str) -> None:
     "One way to divide; behind each kind, how many expressions are of it."
     count = next(iter(tables.values())).expressions

@@ -14,7 +14,6 @@ import os
 import signal
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -25,16 +24,16 @@ import nbformat
 import pandas as pd
 import papermill as pm
 import psutil
+from ipykernel.kernelspec import get_kernel_dict
 from IPython.display import display
 from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpec
 from nbclient.exceptions import DeadKernelError
 from traitlets.config import Config
 
-# %% ../../nbs/62_runs.papermill.ipynb #df019dc1
 import sag
 
-from ..files import ENVIRONMENT, Lenient, atomic, hold, project_root, read_json
+from ..files import ENVIRONMENT, Lenient, atomic, hold, on_signals, project_root, read_json
 
 # %% ../../nbs/62_runs.papermill.ipynb #78026480
 def own_notebooks() -> dict[str, Path]:
@@ -59,17 +58,12 @@ def _literal(source: str) -> Any:
     try: return ast.literal_eval(source)
     except (ValueError, SyntaxError): return source
 
-def parameters(
-    notebook: str | Path,  # path or name of a notebook
-) -> dict[str, Any]:  # default of each parameter, by name
+def parameters(notebook: str | Path) -> dict[str, Any]:  # default of each parameter, by name
     "What a notebook's parameter cell assigns."
     return {k: _literal(v['default']) for k, v in pm.inspect_notebook(_verbatim(find_notebook(notebook))).items()}
 
 # %% ../../nbs/62_runs.papermill.ipynb #5ce5012d
-def check_parameters(
-    notebook: str | Path,  # path or name of a notebook
-    params: dict[str, Any],  # values for some of its parameters
-) -> None:
+def check_parameters(notebook: str | Path, params: dict[str, Any]) -> None:
     "TypeError for a parameter that the notebook does not have, with the nearest one that it has."
     known = list(parameters(notebook))
     for name in params:
@@ -88,7 +82,7 @@ class _Kernel(AsyncKernelManager):
     "A kernel of this interpreter; Jupyter would take the first `python3` on its path, which may be another environment's."
     @property
     def kernel_spec(self) -> KernelSpec:
-        return KernelSpec(argv=[sys.executable, '-m', 'ipykernel_launcher', '-f', '{connection_file}'], display_name='Python 3', language='python')
+        return KernelSpec(**get_kernel_dict())
 
 def execute(
     notebook: Path,  # notebook to execute
@@ -104,20 +98,16 @@ def execute(
                             coalesce_streams=True, stdout_file=Lenient(sys.stdout), stderr_file=Lenient(sys.stderr))
 
 # %% ../../nbs/62_runs.papermill.ipynb #a53f12c8
-_SIGNALS = [getattr(signal, name) for name in ('SIGTERM', 'SIGINT', 'SIGHUP') if hasattr(signal, name)]
-
 @contextmanager
 def _passing_on() -> Iterator[None]:
-    "Pass a signal that ends this process to the kernel first (in the main thread, where signals arrive); the status is 128 + its number."
+    "Pass a signal that ends this process to the kernel first, see `on_signals`; the status is 128 + its number."
     told: list[int] = []
     def tell(number: int, frame: Any) -> None:
         told.append(number)
         for kernel in psutil.Process().children(): kernel.terminate() if len(told) == 1 else kernel.kill()
-    main = threading.current_thread() is threading.main_thread()
-    before = {s: signal.signal(s, tell) for s in _SIGNALS if signal.getsignal(s) != signal.SIG_IGN} if main else {}
-    try: yield
+    try:
+        with on_signals(tell): yield
     finally:
-        for s, handler in before.items(): signal.signal(s, handler)
         if told: raise SystemExit(128 + told[0])
 
 # %% ../../nbs/62_runs.papermill.ipynb #6b0bd60f
@@ -184,15 +174,11 @@ def _readable(notebook: str | Path) -> Iterator[None]:
         why = f'{type(e).__name__}: {e}'.splitlines()[0][:200]
         raise ValueError(f'{notebook} is damaged, or was not run by papermill ({why}): remove it and run again') from None
 
-def parameters_given(
-    notebook: str | Path,  # an executed notebook
-) -> dict[str, Any]:  # without those left at their defaults
+def parameters_given(notebook: str | Path) -> dict[str, Any]:  # without those left at their defaults
     "The parameters a run was started with; ValueError if the notebook is damaged."
     with _readable(notebook): return dict(nbformat.read(notebook, 4).metadata.papermill.parameters)
 
-def outcome(
-    notebook: str | Path,  # an executed notebook
-) -> dict[str, Any]:  # one row: status, parameters (defaults too), results, seconds
+def outcome(notebook: str | Path) -> dict[str, Any]:  # one row: status, parameters (defaults too), results, seconds
     "What a run was and what it recorded; ValueError if the notebook is damaged."
     row = dict(status='failed' if Path(notebook).stem.endswith('.failed') else 'finished')
     with _readable(notebook):

@@ -12,14 +12,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from importlib import resources
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# %% auto #0
-__all__ = ['PUBLISHED', 'ABLATIONS', 'published', 'beside', 'latex', 'Section', 'report']
-
-# %% ../../nbs/67_runs.report.ipynb #05285917
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -32,69 +29,13 @@ from ..files import atomic
 from .breakdown import breakdown, data_of, extremes, pictures, show_breakdown
 from .compare import Group, compare, comparisons, differences, escape_markdown, group_runs, markdown, middle, pretty_results, read_runs, run_curves, tabulate
 
-# %% ../../nbs/67_runs.report.ipynb #8f3d3b86
-PUBLISHED = """
-method                       | measure | refcoco           | refcoco+          | refcocog        | phrasecut | grefcoco | also uses | source | known
-SaG                          | mIoU    | 34.76/34.58/35.01 | 28.48/28.60/27.98 | google 28.87    | 33.45 |  |  | project page | read
-SaG, Visual Genome only      | mIoU    | 21.80/19.00/24.96 | 22.20/19.86/24.85 | google 25.89    |  |  | no RefCOCO | project page | read
-TSEG                         | mIoU    | 25.44             | 22.01             | google 22.05    | 28.77 |  |  | project page | read
-TSEG, as CaR has it          | mIoU    | 25.95             | 22.62             | unknown 23.41   |  |  |  | CaR's authors | read
-MaskCLIP, fine-tuned         | mIoU    | 19.45/18.69/21.37 | 19.97/18.93/21.48 | google 21.11    | 23.80 |  | CLIP | project page | read
-GroupViT, fine-tuned         | mIoU    | 10.82/11.11/11.29 | 11.14/10.78/11.84 | google 12.77    | 9.41 |  | GroupViT | project page | read
-Chunk, Lee 2023              | mIoU    | 31.06/32.30/30.11 | 31.28/32.11/30.13 | unknown 32.88   |  |  |  | another paper | second-hand
-TRIS, Liu 2023               | mIoU    | 31.17/32.43/29.56 | 30.90/30.42/30.80 | google 36.00    |  |  |  | another paper | unsure
-CaR, zero-shot               | mIoU    | 33.57/35.36/30.51 | 34.22/36.03/31.02 | umd 36.67/36.57 |  | 16.8 | CLIP | its authors | read
-Global-Local CLIP, zero-shot | mIoU    | 26.20/24.94/26.56 | 27.80/25.64/27.84 | umd 33.52/33.67 |  |  | CLIP, FreeSOLO | another paper | second-hand
-Ref-Diff, 2023, zero-shot    | mIoU    | 37.21             | 37.29             | unknown 44.02 |  |  | Stable Diffusion, CLIP, SAM | another paper | second-hand
-SSC, 2023                    | cIoU    | 57.22             |                   |                 |  |  | Grounding DINO, SAM, CLIP | another paper | second-hand
-SSC, no matching in a photo  | cIoU    | 37.02             |                   |                 |  |  | Grounding DINO, SAM, CLIP | another paper | second-hand
-PPT, 2024                    | mIoU    | 46.76/45.33/46.28 | 45.34/45.84/44.77 | google 42.97    |  |  | SAM | another paper | second-hand
-PCNet, 2024                  | mIoU    | 52.20/58.40/42.10 | 47.90/56.50/36.20 | umd 46.80/46.90 |  |  | SAM, LLM | another paper | second-hand
-QueryMatch, 2024             | mIoU    | 59.10/59.08/58.82 | 39.87/41.44/37.22 | unknown 43.06   |  |  | Mask2Former (COCO masks) | its authors | read
-DViN (measure not stated)    | mIoU    | 61.43/63.81/56.97 | 46.79/51.87/39.85 | unknown 46.49   |  |  | YOLOv3, CLIP, SAM | its authors | read
-WeakMCN, 2025, ViT-B         | mIoU    | 59.49/61.01/56.40 | 44.36/50.40/37.12 | unknown 46.81   |  |  | YOLOv3, EfficientSAM | its authors | read
-HybridGL, 2025, zero-shot    | mIoU    | 49.48/53.37/45.19 | 43.40/49.13/37.17 | umd 51.25/51.59 |  |  | SAM, CLIP | another paper | second-hand
-LAVT, fully supervised       | mIoU    | 74.46/76.89/70.94 | 65.81/70.97/59.23 | umd 63.34/63.62 |  |  | masks for training | its authors | read
-LAVT, fully supervised       | cIoU    | 72.73/75.82/68.79 | 62.14/68.38/55.10 | umd 61.24/62.09 |  |  | masks for training | its authors | read
-"""
-
-# %% ../../nbs/67_runs.report.ipynb #d88afb7b
-ABLATIONS = """
-variant                                | cIoU  | mIoU
-SaG                                    | 30.40 |
-SaG, no entity discovery               | 5.40  | 5.91
-SaG, no interaction block              | 29.59 | 33.69
-SaG, attention over patches            | 11.29 | 12.61
-SaG, no reconstruction loss            | 18.61 | 21.84
-SaG, no fusion module                  | 13.81 | 14.65
-SaG, 36×1 slots                        | 29.36 | 33.41
-SaG, 12×3 slots                        | 29.63 | 34.03
-SaG, 9×4 slots                         | 28.31 | 32.34
-SaG, 6×6 slots                         | 27.23 | 31.30
-SaG, AVG relevance                     | 9.01  | 8.16
-SaG, MAX relevance                     | 14.93 | 19.54
-SaG, MIN relevance                     | 0.16  | 0.14
-"""
+# %% auto #0
+__all__ = ['published', 'beside', 'latex', 'Section', 'report']
 
 # %% ../../nbs/67_runs.report.ipynb #8d15130f
-_SPLITS = dict(google=['val'], umd=['val', 'test'], unknown=['val'])
-
 def published() -> pd.DataFrame:  # method, dataset, split_by, split, measure, value (%), also uses, source, known
     "All published figures, one a row."
-    how = dict(sep=r'\s*\|\s*', engine='python', dtype=str, keep_default_na=False)
-    methods, ablations = (pd.read_csv(io.StringIO(t), **how).to_dict('records') for t in (PUBLISHED, ABLATIONS))
-    out: list[dict[str, Any]] = []
-    for r in methods:
-        for dataset in 'refcoco', 'refcoco+', 'refcocog', 'phrasecut', 'grefcoco':
-            *by, values = r[dataset].split(' ')
-            split_by = by[0] if by else 'unc' if 'refcoco' in dataset else ''
-            splits = _SPLITS.get(split_by, ['val', 'testA', 'testB'])
-            here = r | dict(dataset=dataset, split_by=split_by)
-            out += [here | dict(split=s, value=v) for s, v in zip(splits, filter(None, values.split('/')), strict=False)]
-    here = {'also uses': '', 'source': 'project page', 'known': 'read', 'dataset': 'refcoco', 'split_by': 'unc', 'split': 'val'}
-    out += [here | dict(method=r['variant'], measure=m, value=r[m]) for r in ablations for m in ('cIoU', 'mIoU') if r[m]]
-    columns = ['method', 'dataset', 'split_by', 'split', 'measure', 'value', 'also uses', 'source', 'known']
-    return pd.DataFrame(out)[columns].astype(dict(value=float))
+    return pd.read_csv(str(resources.files('sag.runs')/'published.csv'), keep_default_na=False)
 
 # %% ../../nbs/67_runs.report.ipynb #8fba282d
 def _published_sizes(group: Group) -> tuple[str, dict[str, tuple]]:  # whose split; photos, referents and expressions of each
@@ -104,9 +45,7 @@ def _published_sizes(group: Group) -> tuple[str, dict[str, tuple]]:  # whose spl
     by = d['split_by'] or next(iter(known), '')
     return by, known.get(by, {})
 
-def beside(
-    group: Group,  # one or more runs
-) -> pd.DataFrame:  # of text: a row for each method, a column for each split and measure; empty where nothing was published
+def beside(group: Group) -> pd.DataFrame:  # of text: a row for each method, a column for each split and measure; empty where nothing was published
     "What others published on the data set of a group."
     (by, _), run, table = _published_sizes(group), group.runs[0], published()
     here = table[(table.dataset == run.data['dataset']) & (table.split_by == by) & table.split.isin(run.rows.split.unique())]
@@ -116,7 +55,6 @@ def beside(
     about = ['method', 'also uses', 'source']
     return here.pivot_table(values='shown', index=about, columns='column', aggfunc='first', sort=False, fill_value='–')
 
-# %% ../../nbs/67_runs.report.ipynb #c4093377
 def _incomplete(group: Group) -> list[str]:  # 'val: 84 of 10,834 expressions'
     "Splits of which a group saw another number of expressions than was published."
     counts, (_, sizes) = group.runs[0].counts, _published_sizes(group)
@@ -136,7 +74,6 @@ def _flat(table: pd.DataFrame) -> pd.DataFrame:
     levels = [n for n in table.index.names if n and (len(table) == 1 or table.index.get_level_values(n).nunique() > 1)]
     return pd.concat([table.index.to_frame(index=False)[levels].reset_index(drop=True), table.reset_index(drop=True)], axis=1)
 
-# %% ../../nbs/67_runs.report.ipynb #c2f95f21
 def latex(
     table: pd.DataFrame,  # of text
     caption: str = '',  # above it

@@ -89,7 +89,6 @@ def work() -> None:
     except RunError as e: sys.exit(str(e))
     sys.exit(0 if mine else _BUSY)
 
-# %% ../../nbs/63_runs.sweep.ipynb #fbd98f10
 def shares(
     jobs: int = 0,  # runs at a time (0: one for each GPU, or one)
     gpus: str = '',  # numbers of GPUs, such as '0,1'; '' leaves the choice to each run
