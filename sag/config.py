@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['INFERENCE', 'allowed', 'Encoders', 'Widths', 'SaGConfig', 'Data', 'Optimisation', 'Recipe', 'change', 'at_inference',
-           'model_config', 'to_json', 'from_json']
+           'model_config', 'to_json']
 
 # %% ../nbs/00_config.ipynb #f5b9202e
 import json
@@ -30,10 +30,7 @@ def allowed(
     low, high = (f.metadata.get(k) for k in ('low', 'high'))
     return '' if low is None else f'{low} or more' if high == math.inf else f'{low} to {high}'
 
-def _check(
-    f: Field,  # of a config
-    value: Any,  # for it
-) -> None:
+def _check(f: Field, value: Any) -> None:
     "ValueError or TypeError that names field, value and what is allowed."
     kind: Any = {float: int | float, tuple: list | tuple}.get(f.type, f.type)  # type: ignore[arg-type, call-overload]
     right = isinstance(value, kind) and (f.type in (bool, bool | str) or not isinstance(value, bool))
@@ -135,11 +132,11 @@ class SaGConfig(Widths, Encoders):
 @dataclass(frozen=True)
 class Data:
     "Where expressions and photos come from."
-    dataset: str = 'refcoco'  # a name in `sag.data.sets.DATASETS`, or `hf:` and a hub id or folder; several with commas
+    dataset: str = 'refcoco'  # a name in `sag.data.sets.DATASETS`, `hf:` or `stream:` and a hub id or files, `wds:` and shards; several with commas
     split_by: str = ''  # whose split, such as unc, google or umd ('': the usual one)
     root: str = 'data'  # folder of the data set
     images: str = ''  # the photos' folder ('': where such data sets have it)
-    columns: dict = field(default_factory=dict)  # for `hf:`, role → column: '{"text": "query"}' ({}: guessed, and logged)
+    columns: dict = field(default_factory=dict)  # for `hf:` and `stream:`, role → column: '{"text": "query"}' ({}: guessed, and logged)
     train_split: str = 'train'  # photos and expressions to learn from
     val_split: str = 'val'  # split watched while training ('' for none); its masks serve measuring alone
     captions: str = _one_of('captions', 'phrases', 'both')  # in training, captions as they are, their noun `phrases`, or `both`
@@ -218,21 +215,10 @@ def at_inference(
         raise ValueError(f'{wrong[0]} cannot be changed after a training; {", ".join(INFERENCE)} can')
     return change(config, **changes)
 
-def model_config(
-    recipe: SaGConfig,  # a recipe, or any config
-) -> SaGConfig:
-    "Only the fields that describe the model."
+def model_config(recipe: SaGConfig) -> SaGConfig:
+    "Only the fields of a recipe that describe the model."
     return SaGConfig(**{f.name: getattr(recipe, f.name) for f in fields(SaGConfig)})
 
-def to_json(
-    config: SaGConfig,  # config or recipe
-) -> str:
-    "The fields as JSON text."
+def to_json(config: SaGConfig) -> str:
+    "The fields of a config or recipe as JSON text."
     return json.dumps(asdict(config), indent=2)
-
-def from_json(
-    text: str,  # what `to_json` wrote
-    cls: type = SaGConfig,  # the class to build
-) -> Any:
-    "Read `to_json`'s text; an unknown field is a TypeError, a value that is not allowed a ValueError."
-    return change(cls(), **json.loads(text))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['INPUTS', 'measurements', 'model_card', 'hub_folder', 'push_to_hub', 'model_inputs', 'pipeline', 'Segmenter',
-           'example_inputs', 'write_onnx', 'export']
+           'example_inputs', 'export']
 
 # %% ../nbs/72_share.ipynb #1c8d3ac8
 import json
@@ -12,6 +12,7 @@ import re
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from importlib import resources
 from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,8 +26,8 @@ from torch import Tensor, nn
 
 from .config import INFERENCE, Recipe, SaGConfig, to_json
 from .data.batches import image_transform, pad_sentences, text_limit, tokenizer_of
-from .data.sets import parts_of
-from .evaluate import pretty
+from .data.sets import is_stream, parts_of
+from .evaluate import HEADLINE, NAMES, pretty
 from .files import atomic, extra, read_json
 from .model.sag import SaG
 from .predict import as_model, as_photo, as_sentences, evaluation_mode, segment_many, segment_scores, slot_noise
@@ -42,31 +43,23 @@ def _finished(path: str | PathLike) -> Run:
     return run
 
 # %% ../nbs/72_share.ipynb #456d4d04
-def _public(
-    value: Any,  # a setting, or a dict of them
-) -> Any:  # the same, absolute paths cut down to their last two parts
-    "What may leave the machine."
+def _public(value: Any) -> Any:
+    "What of a setting, or a dict of them, may leave the machine: of an absolute path, the last two parts."
     if isinstance(value, dict): return {k: _public(v) for k, v in value.items()}
     return '/'.join(Path(value).parts[-2:]) if isinstance(value, str) and Path(value).is_absolute() else value
 
 # %% ../nbs/72_share.ipynb #0dde92a7
-def measurements(
-    run: Run,  # of a training
-) -> dict[str, dict[str, Any]]:  # metrics.json by name, such as 'refcoco unc val'
-    "What was measured of a run, itself first."
+def measurements(run: Run) -> dict[str, dict[str, Any]]:  # metrics.json by name, such as 'refcoco unc val'
+    "What was measured of a training, by itself first."
     found, own = {}, {k: run.record['recipe'][k] for k in ('dataset', 'split_by')}  # for a measurement that does not name its data
     for path in sorted(run.path.rglob('metrics.json'), key=lambda p: len(p.parts)):
         facts = own | Run(path.parent).metrics
         found[' '.join(filter(None, (facts.get(k) for k in ('dataset', 'split_by', 'split', 'tag'))))] = facts
     return found
 
-# %% ../nbs/72_share.ipynb #6505ff34
-_SHOWN = {'mIoU': 'miou', 'cIoU': 'ciou', 'Prec@.5': 'prec@.5', 'pointing': 'pointing', 'pointing in box': 'pointing_box'}  # for the hub
+_SHOWN = {v: k for k, v in NAMES.items() if v in HEADLINE}  # for the hub
 
-def _eval_results(
-    title: str,  # of `measurements`
-    facts: dict[str, Any],
-) -> list[EvalResult]:
+def _eval_results(title: str, facts: dict[str, Any]) -> list[EvalResult]:  # of `measurements`
     "The method's values in the hub's form."
     own, data = facts['rules']['relevance'], ('image-segmentation', facts['dataset'], title)
     return [EvalResult(*data, key, round(own[k], 2), dataset_split=facts['split'], metric_name=f'{k} (%)') for k, key in _SHOWN.items() if k in own]
@@ -80,59 +73,12 @@ _MEASURED = """### {title}
 {table}
 """
 
-def _measured(
-    title: str,  # of `measurements`
-    facts: dict[str, Any],
-) -> str:  # Markdown
+def _measured(title: str, facts: dict[str, Any]) -> str:  # of `measurements` → Markdown
     "One measurement with all its rules."
     table = pd.DataFrame.from_dict(facts['rules'], orient='index')
     table = table.reindex(columns=[k + end for k in _SHOWN if k in table for end in ('', ' std', ' lo', ' hi')])
-    shown = pretty(table, list(_SHOWN)).rename_axis('rule').reset_index()
+    shown = pretty(table).rename_axis('rule').reset_index()
     return _MEASURED.format(**dict(threshold=.5) | facts, title=escape_markdown(title), table=markdown(shown))
-
-# %% ../nbs/72_share.ipynb #648c2bbc
-_CARD = """---
-{head}
----
-
-# {title}
-
-Referring image segmentation learned from photos and expressions, without masks: Shatter and Gather (ICCV 2023), trained with `sag`.
-
-```python
-from sag import segment
-
-scores, masks = segment('photo.jpg', ['the left dog', 'the dog lying down'], model={code})
-```
-
-## Training
-
-- Data: {data}, split {train_split}{photos}, with their expressions. No mask and no box was trained on.
-- Image encoder: {image}.
-- Text encoder: {text}.
-- Weights: {selected}
-- {steps:,} steps of {batch_size} {group}s, {parameters:,} trained parameters, seed {seed}.
-"""
-
-# %% ../nbs/72_share.ipynb #70738025
-_REST = """
-## Measures
-
-{measures}
-## Limits
-
-- It answers always: scores are stretched to [0, 1] for each expression, so a mask comes out even where nothing in the photo is meant.
-- Slots start from noise. Another draw may give another mask; `segment(…, draws=5)` averages.
-- Masks are as fine as the grid of patches that the slots share out, enlarged.
-
-## Record
-
-Commit {commit}; Python {python}, {packages}.{resumed} Settings other than the defaults:
-
-```
-{settings}
-```
-"""
 
 # %% ../nbs/72_share.ipynb #c7d501da
 _SELECTION = dict(
@@ -144,22 +90,15 @@ def _code(text: str) -> str:
     "Inline code, which its text cannot end."
     return '`' + re.sub(r'[`\s]+', ' ', text).strip() + '`'
 
-def _backbone(
-    name: str,  # of timm or transformers, or a folder
-    weights: str,  # `pretrained`, `random`, or a file
-    frozen: bool,  # while it was trained
-) -> str:
+def _backbone(name: str, weights: str, frozen: bool) -> str:
     "A backbone, and what it brings along."
     end = 'kept frozen' if frozen else 'trained along'
     if weights == 'random': return f'{_code(name)}, from random weights, {end}'
     source = '' if weights == 'pretrained' else f' ({_code(weights)})'
     return f'{_code(name)}, pretrained{source}, {end}; that pretraining, with its labels, is part of the supervision'
 
-# %% ../nbs/72_share.ipynb #0ea95eac
-def _in_words(
-    record: dict[str, Any],  # run.json
-) -> dict[str, Any]:  # what `_CARD` and `_REST` ask for
-    "A run's record in words, escaped."
+def _in_words(record: dict[str, Any]) -> dict[str, Any]:
+    "run.json in words, escaped: what `card.md` asks for."
     r, default = asdict(Recipe()) | _public(record['recipe']), json.loads(to_json(Recipe()))
     changed = [f'{k}: {json.dumps(v)}' for k, v in r.items() if v != default.get(k) and k not in ('root', 'feature_dir', 'workers')]
     text = {k: escape_markdown(v) if isinstance(v, str) else v for k, v in (r | record).items()}
@@ -179,12 +118,12 @@ def _card(run: Run, name: str, license: str) -> str:
     results = [o for title, facts in found.items() for o in _eval_results(title, facts)]
     head = ModelCardData(
         library_name='sag', license=license or None, pipeline_tag='image-segmentation',
-        datasets=sorted({n for n, _ in parts_of(record['recipe']['dataset']) if not n.startswith('wds:')}),
+        datasets=sorted({n for n, _ in parts_of(record['recipe']['dataset']) if not is_stream(n)}),
         tags=['referring-image-segmentation', 'weakly-supervised', 'slot-attention'], model_name=name, eval_results=results or None)
     photos = f', {len(run.train_photos):,} photos' if run.train_photos else ''
     measures = '\n'.join(_measured(title, facts) for title, facts in found.items()) or 'Nothing was measured.\n'
     told = dict(head=head.to_yaml(), title=escape_markdown(name), code=repr(name).replace('`', r'\x60'), photos=photos, measures=measures)
-    return (_CARD + _REST).format(**_in_words(record) | told)
+    return (resources.files('sag')/'card.md').read_text(encoding='utf-8').format(**_in_words(record) | told)
 
 def model_card(
     run: str | PathLike,  # a finished run's folder
@@ -199,10 +138,6 @@ def model_card(
         raise ValueError(f'{run}: run.json or a metrics.json is damaged ({type(e).__name__}: {" ".join(str(e).split())})') from None
 
 # %% ../nbs/72_share.ipynb #90292222
-def _write(path: Path, text: str) -> None:
-    "Whole or not at all."
-    with atomic(path) as temp: temp.write_text(text, encoding='utf-8')
-
 def hub_folder(
     run: str | PathLike,  # a finished run's folder
     dest: str | PathLike,  # folder to write to
@@ -213,13 +148,9 @@ def hub_folder(
     card, model, dest = model_card(run, repo_id, license), SaG.from_pretrained(Path(run)), Path(dest)
     model.config = SaGConfig(**_public(asdict(model.config)))
     model.save_pretrained(dest)
-    for path in Path(run).rglob('metrics.json'): _write(dest/path.relative_to(run), json.dumps(_public(read_json(path)), indent=2))
-    _write(dest/'README.md', card)
-    return _files(dest)
-
-def _files(folder: str | PathLike) -> list[str]:  # sorted
-    "Names of all files in a folder."
-    return sorted(o.relative_to(folder).as_posix() for o in Path(folder).rglob('*') if o.is_file())
+    for path in Path(run).rglob('metrics.json'): Run(dest).write(str(path.relative_to(run)), json.dumps(_public(read_json(path)), indent=2))
+    Run(dest).write('README.md', card)
+    return sorted(o.relative_to(dest).as_posix() for o in dest.rglob('*') if o.is_file())
 
 # %% ../nbs/72_share.ipynb #3f7298d0
 def push_to_hub(
@@ -277,7 +208,6 @@ class Segmenter(nn.Module):
         relevance = self.model.relevance(out.slots, self.model.encode_text(input_ids, attention_mask))[0]
         return segment_scores(relevance, out.slot_maps[0])
 
-# %% ../nbs/72_share.ipynb #619dd2ab
 def example_inputs(
     model: SaG,  # its config is read
     expressions: int = 3,  # T
@@ -290,29 +220,21 @@ def example_inputs(
     mask[-1, 1 + tokens//2:] = 0
     return torch.randn(1, 3, c.image_size, c.image_size, generator=g), ids, mask, slot_noise(model, [0])
 
-def _traced(
-    model: SaG,  # on the CPU
-) -> Any:  # torch.export.ExportedProgram
-    "The graph, free in the number of expressions and tokens."
+def _traced(model: SaG) -> torch.export.ExportedProgram:
+    "The graph of a model on the CPU, free in the number of expressions and tokens."
     texts = {0: torch.export.Dim('expressions'), 1: torch.export.Dim('tokens', max=text_limit(model))}
     return torch.export.export(Segmenter(model), example_inputs(model), dynamic_shapes=({}, texts, texts, {}))
 
 # %% ../nbs/72_share.ipynb #dbb915ff
-def write_onnx(
-    program: Any,  # of `_traced`
-    path: Path,  # the file
-) -> None:
+def _write_onnx(program: Any, path: Path) -> None:
     "One .onnx file, weights included."
     made = torch.onnx.export(program, input_names=list(INPUTS), output_names=['scores'], dynamo=True, verbose=False)
     made.save(path, external_data=False)
 
-_FORMATS = dict(onnx=write_onnx, pt2=torch.export.save)
+_FORMATS = dict(onnx=_write_onnx, pt2=torch.export.save)
 
-def _exportable(
-    model: SaG | str | PathLike,  # see `export`
-    format: str,  # a key of `_FORMATS`
-) -> Any:  # SaG
-    "The model; what cannot be exported is refused here."
+def _exportable(model: SaG | str | PathLike, format: str) -> Any:  # SaG
+    "The model; ValueError where it cannot be exported."
     if format not in _FORMATS: raise ValueError(f'format={format!r}; choose {" or ".join(_FORMATS)}')
     if not isinstance(model, SaG) and Run(model).trained: _finished(model)
     net = as_model(model)
@@ -322,18 +244,17 @@ def _exportable(
     if format == 'onnx': extra('onnxscript', 'export')
     return net
 
-# %% ../nbs/72_share.ipynb #99634535
 def export(
-    model: SaG | str | PathLike,  # a model, or where one was saved; of a run, a finished one
-    dest: str | PathLike,  # folder for the file, and beside it the tokenizer and config.json with size, mean and std of photos
+    model: SaG | str | PathLike,  # a finished run's folder, another saved model, or a model
+    dest: str | PathLike = '',  # folder of the file, the tokenizer, and config.json with size, mean and std of photos (default: export in the model's)
     format: str = 'onnx',  # or `pt2`, which torch.export.load reads
-) -> Path:  # dest/model.onnx or dest/model.pt2
-    "Write inference as one file. `ValueError` for an unknown format, an unfinished run, no tokenizer; `ImportError` without onnxscript."
-    net, path = _exportable(model, format), Path(dest)/f'model.{format}'
-    where = net.device
+) -> Path:  # the file
+    "Write a model's inference as one file for other programs. ValueError if it is an unfinished run or has no tokenizer; ImportError without onnxscript."
+    net, home = _exportable(model, format), Path() if isinstance(model, SaG) else Path(model)
+    path, where = Path(dest or home/'export')/f'model.{format}', net.device
     with evaluation_mode(net, 'cpu'), atomic(path) as temp: _FORMATS[format](_traced(net), temp)
     net.to(where)
     if isinstance(model, SaG) or path.parent.resolve() != Path(model).resolve():  # a run's own folder has them
         net.tokenizer.save_pretrained(path.parent)
-        _write(path.with_name('config.json'), json.dumps(_public(asdict(net.config)), indent=2))
+        Run(path.parent).write('config.json', json.dumps(_public(asdict(net.config)), indent=2))
     return path

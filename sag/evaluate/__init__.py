@@ -29,22 +29,19 @@ from ..metrics import aggregate, as_stack, at_least, bootstrap, box_mask, check_
 from ..predict import RULES, encode_draws, evaluation_mode, finished, full_size, min_max, patch_scores, relevance_of, segment_scores, unknown_words, weigh
 
 # %% auto #0
-__all__ = ['TRIVIAL', 'BLIND', 'ORACLE', 'MEAN', 'COLUMNS', 'NAMES', 'photo_texts', 'photo_batches', 'expressions_by_photo',
-           'check_measurable', 'Truth', 'truth', 'score_rows', 'trivial_mask', 'random_slot', 'tidy', 'in_order',
-           'evaluate', 'coco_results', 'evaluate_results', 'count_unknown', 'summary', 'summary_line', 'pretty']
+__all__ = ['TRIVIAL', 'BLIND', 'ORACLE', 'MEAN', 'COLUMNS', 'NAMES', 'HEADLINE', 'photo_texts', 'photo_batches',
+           'expressions_by_photo', 'check_measurable', 'Truth', 'truth', 'score_rows', 'trivial_mask', 'random_slot',
+           'tidy', 'in_order', 'evaluate', 'coco_results', 'evaluate_results', 'count_unknown', 'summary',
+           'summary_line', 'pretty']
 
 # %% ../../nbs/46_evaluate.ipynb #21bc624d
-def _has_box(
-    e: Expression,      # any
-) -> bool:
+def _has_box(e: Expression) -> bool:
     "Whether there is a box around every object of the referent, with an area inside the photo."
     if not e.boxes or len(e.boxes) < len(e.ann_ids): return False
     x, y, w, h = e.box
     return bool(w > 0 and h > 0 and x < e.width and y < e.height and x + w > 0 and y + h > 0)
 
-def _by_annotation(
-    expressions: Iterable[Expression],  # any order, any mixture
-) -> list[list[Expression]]:            # each with masks, with boxes, or with both throughout
+def _by_annotation(expressions: Iterable[Expression]) -> list[list[Expression]]:  # each with masks, with boxes, or with both throughout
     """Expressions by the kind of their annotation. Warns of those that name nothing (gRefCOCO's `no_target`), which are left out,
     and of masks or boxes that cannot be used. `ValueError` if one has neither, or if there is no expression."""
     expressions = list(expressions)
@@ -66,10 +63,9 @@ def photo_texts(
     model: Any,                                     # its config and tokenizer are read
     expressions: Sequence[Expression],              # any
     features: Mapping[Path, Tensor] | None = None,  # (N,C) of each photo, in place of decoding it
-    tokenizer: Any = None,                          # default: the model's own
 ) -> PhotoTexts:
     "Photos with all their expressions, as a model takes them. `ValueError` names an expression that is too long for the text encoder."
-    c, tok = model.config, tokenizer_of(model, tokenizer)
+    c, tok = model.config, tokenizer_of(model)
     return PhotoTexts(expressions, tok, c.image_size, c.image_mean, c.image_std, 'photo', features=features, max_length=text_limit(model))
 
 def photo_batches(
@@ -77,11 +73,10 @@ def photo_batches(
     expressions: Iterable[Expression],              # see `_by_annotation`
     batch_size: int = 16,                           # photos
     features: Mapping[Path, Tensor] | None = None,  # (N,C) of each photo, in place of decoding it
-    tokenizer: Any = None,                          # default: the model's own
     workers: int = 0,                               # processes that decode photos
 ) -> list[Any]:                                     # loaders of `Batch`, one for each kind of annotation
     "This process's share of the photos, with all their expressions, in order."
-    photos = [photo_texts(model, es, features, tokenizer) for es in _by_annotation(expressions)]
+    photos = [photo_texts(model, es, features) for es in _by_annotation(expressions)]
     return [loader(o, batch_size, shuffle=False, drop_last=False, workers=workers, turn=turn()) for o in photos]
 
 def expressions_by_photo(
@@ -93,9 +88,7 @@ def expressions_by_photo(
     return [*groups.values()]
 
 # %% ../../nbs/46_evaluate.ipynb #b2766bea
-def check_measurable(
-    expressions: Iterable[Expression],  # that will be measured later
-) -> None:
+def check_measurable(expressions: Iterable[Expression]) -> None:
     "`ValueError` for what would end a measurement: an expression without mask or box, a mask that is empty or malformed, a photo that cannot be decoded."
     def look(es: list[Expression]) -> None:
         es[0].photo()
@@ -124,13 +117,8 @@ def truth(
 # %% ../../nbs/46_evaluate.ipynb #ea51cec5
 _Counts = dict[str, dict[str, Tensor]]
 
-def _counted(
-    es: Sequence[Expression],   # T expressions of one photo
-    score: Tensor,              # (T,H,W) scores or bool masks
-    true: Truth,                # their ground truth
-    threshold: float,           # mask = score ≥ threshold
-) -> _Counts:                    # for masks and boxes, where there are any, on the device
-    "Pixels counted; nothing is read, so a GPU need not wait."
+def _counted(es: Sequence[Expression], score: Tensor, true: Truth, threshold: float) -> _Counts:  # as `score_rows`
+    "Pixels counted, for masks and boxes where there are any; nothing is read, so a GPU need not wait."
     if true.masks is not None: check_shapes(score, true.masks, [_name(e) for e in es])
     return {k: pixel_counts(score, v, threshold) for k, v in true._asdict().items() if v is not None}
 
@@ -145,10 +133,7 @@ def score_rows(
     "The measures of a photo's expressions: of masks where there are masks, pointing inside the box where there are boxes."
     return _rows(es, _counted(es, score, true, threshold))
 
-def _rows(
-    es: Sequence[Expression],   # T expressions of one photo
-    counts: _Counts,
-) -> list[dict[str, Any]]:      # T rows of plain numbers
+def _rows(es: Sequence[Expression], counts: _Counts) -> list[dict[str, Any]]:
     "Counts read and turned into measures."
     n = {k: read_counts(v, [_name(e) for e in es]) for k, v in counts.items()}
     cols = measures(n['masks']) if 'masks' in n else {}
@@ -161,16 +146,12 @@ def _rows(
 TRIVIAL = ('whole image', 'centre box')         # need no model, and no draw
 BLIND = ('random slot', 'avg')                  # need slots but no text
 
-def trivial_mask(
-    rule: str,                  # one of `TRIVIAL`
-    size: tuple[int, int],      # (H,W)
-) -> Tensor:                    # (H,W) bool
+def trivial_mask(rule: str, size: tuple[int, int]) -> Tensor:  # one of `TRIVIAL`, (H,W) → (H,W) bool
     "The whole image, or the box in its centre that has half its height and half its width."
     h, w = size
     box = (0, 0, w, h) if rule == 'whole image' else (w / 4, h / 4, w / 2, h / 2)
     return as_stack(box_mask(box, h, w))[0]
 
-# %% ../../nbs/46_evaluate.ipynb #34fcae7a
 def random_slot(
     es: Sequence[Expression],   # T expressions
     slots: int,                 # K
@@ -184,12 +165,8 @@ def random_slot(
 ORACLE = 'oracle slot'                          # knows the truth: an upper bound
 MEAN = 'mean of draws'                          # one result for all draws, under `relevance`
 
-def _best_slot(
-    slot_maps: Tensor,          # (K,h,w)
-    true: Truth,                # of T expressions; boxes count where there are no masks
-    threshold: float = .5,      # mask = score ≥ threshold
-) -> Tensor:                    # (T,K) one-hot
-    "For each expression the slot whose mask has the largest IoU with the truth."
+def _best_slot(slot_maps: Tensor, true: Truth, threshold: float) -> Tensor:  # (K,h,w) → (T,K) one-hot
+    "For each expression the slot whose mask has the largest IoU with the truth; boxes count where there are no masks."
     wanted = true.boxes if true.masks is None else true.masks
     assert wanted is not None
     target, own = wanted.flatten(1).float(), at_least(full_size(slot_maps, wanted.shape[1:]), threshold).flatten(1).float()   # (T,H·W), (K,H·W)
@@ -197,9 +174,7 @@ def _best_slot(
     iou = both / (target.sum(1, keepdim=True) + own.sum(1) - both)
     return F.one_hot(iou.argmax(1), len(slot_maps)).to(slot_maps)
 
-def _check_rules(
-    rules: Sequence[str],   # asked for
-) -> None:
+def _check_rules(rules: Sequence[str]) -> None:
     "`ValueError` names a rule that does not exist, before any time is spent on the others."
     known = (*RULES, *TRIVIAL, *BLIND[:1], ORACLE, MEAN)
     for r in rules:
@@ -242,22 +217,15 @@ def _batch_scores(
             if MEAN in rules: total[b] = total.get(b, 0) + finished(model, own, size, es[0].photo)
     yield from ((MEAN, draws[0], b, min_max(score)) for b, score in total.items())
 
-def _trivial_scores(
-    batch: Any,                 # `Batch`
-    rules: Sequence[str],       # of `TRIVIAL`
-    draw: int,                  # they are listed under
-) -> Iterator[tuple[str, int, int, Tensor]]:    # rule, draw, index b of the photo, masks (T_b,H,W)
-    "Masks of the rules that need no slots; they do not vary with the draw."
+def _trivial_scores(batch: Any, rules: Sequence[str], draw: int) -> Iterator[tuple[str, int, int, Tensor]]:
+    "As `_batch_scores`: masks of `TRIVIAL` rules, which do not vary with the draw."
     for rule in rules:
         for b, es in enumerate(expressions_by_photo(batch)):
             yield rule, draw, b, trivial_mask(rule, (es[0].height, es[0].width)).to(batch.input_ids.device).expand(len(es), -1, -1)
 
 # %% ../../nbs/46_evaluate.ipynb #8ee273f4
-def _batch_counts(
-    model: Any, batch: Any, rules: Sequence[str], draws: Sequence[int],     # as `_batch_rows`
-    trues: Sequence[Truth],         # of each photo
-    threshold: float, keep_masks: bool,
-) -> list[tuple[str, int, int, _Counts, Tensor | None]]:     # rule, draw, index b of the photo, counts, and masks (T_b,H,W) where they are kept
+def _batch_counts(model: Any, batch: Any, rules: Sequence[str], draws: Sequence[int], trues: Sequence[Truth], threshold: float,
+                  keep_masks: bool) -> list[tuple[str, int, int, _Counts, Tensor | None]]:  # rule, draw, index b of the photo, masks (T_b,H,W) if kept
     "All that a GPU computes for a batch; the CPU waits for none of it."
     groups, slots, found = expressions_by_photo(batch), [r for r in rules if r not in TRIVIAL], list[Any]()
     scored = _batch_scores(model, batch, slots, draws, trues, threshold) if slots else ()
@@ -287,10 +255,8 @@ def _batch_rows(
 COLUMNS = ('rule', 'draw', 'sent_id', 'image_id', 'split', 'sentence',
            'iou', 'intersection', 'union', 'precision', 'recall', 'pointing', 'pointing_box')
 
-def tidy(
-    rows: list[dict[str, Any]],     # of `_batch_rows`
-) -> pd.DataFrame:                  # the same, columns in order
-    "Rows as a table."
+def tidy(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    "Rows as a table, columns in order."
     df = pd.DataFrame(rows)
     return df[[c for c in (*COLUMNS, 'rle') if c in df]]
 
@@ -310,10 +276,8 @@ def evaluate(
     baselines: bool = True,                     # also the rules that need no training
     batch_size: int = 16,                       # photos; changes speed and memory, not results
     threshold: float = .5,                      # mask = score ≥ threshold
-    device: Any = None,                         # default: where the model is
     progress: bool = True,                      # show a bar
     features: Mapping[Path, Tensor] | None = None,  # (N,C) of each photo, in place of decoding it
-    tokenizer: Any = None,                      # default: the model's own
     workers: int = 0,                           # processes that decode photos
     keep_masks: bool = False,                   # add the mask under the first rule and draw, as run lengths, in the column `rle`
     precision: str = '',                        # fp32, fp16, bf16 or auto; default as the weights are
@@ -322,19 +286,17 @@ def evaluate(
     asked, draws = [*dict.fromkeys([*rules, *((*TRIVIAL, *BLIND) if baselines else ())])], [*dict.fromkeys(draws)]
     _check_rules(asked)
     if not draws: raise ValueError('draws is empty; at least one slot draw is needed')
-    batches = photo_batches(model, expressions, batch_size, features, tokenizer, workers)
+    batches = photo_batches(model, expressions, batch_size, features, workers)
     found: dict[tuple[int, int], list[dict[str, Any]]] = {}     # (kind, number of the batch) → rows
-    with evaluation_mode(model, device, precision) as where, tqdm(total=sum(map(len, batches)), desc='evaluate', disable=not progress) as bar:
+    with evaluation_mode(model, precision=precision) as where, tqdm(total=sum(map(len, batches)), desc='evaluate', disable=not progress) as bar:
         for kind, i, batch in ((k, i, b) for k, some in enumerate(batches) for i, b in enumerate(some)):
             found[kind, i] = _batch_rows(model, batch.to(where), asked, draws, threshold, keep_masks)
             bar.update()
     return tidy(in_order(found))
 
 # %% ../../nbs/46_evaluate.ipynb #b295279a
-def coco_results(
-    rows: pd.DataFrame,     # of `evaluate(keep_masks=True)`
-) -> list[dict[str, Any]]:  # for `sag.masks.write_json`
-    "COCO results, a record for each expression, with `sent_id` and `expression`."
+def coco_results(rows: pd.DataFrame) -> list[dict[str, Any]]:  # for `sag.masks.write_json`
+    "COCO results of `evaluate(keep_masks=True)`, a record for each expression, with `sent_id` and `expression`."
     return [dict(image_id=int(r.image_id), category_id=1, sent_id=int(r.sent_id), expression=r.sentence, segmentation=r.rle, score=1.)
             for r in rows.dropna(subset='rle').itertuples()]
 
@@ -388,26 +350,21 @@ def count_unknown(
 # %% ../../nbs/46_evaluate.ipynb #5fcbb1ae
 NAMES = {'miou': 'mIoU', 'ciou': 'cIoU', 'precision': 'precision', 'recall': 'recall', **{f'prec@.{i}': f'Prec@.{i}' for i in range(5, 10)},
          'pointing': 'pointing', 'pointing_box': 'pointing in box'}
+HEADLINE = 'mIoU', 'cIoU', 'Prec@.5', 'pointing', 'pointing in box'  # what tables show, where it is there
 
 def summary(
     df: pd.DataFrame,               # of `evaluate`
     by: str | list[str] = 'rule',   # columns that make a line, e.g. ['split', 'rule']
     n: int = 10_000,                # bootstrap draws of photos
-    seed: int = 0,                  # of the bootstrap
-    level: float = .95,             # of the interval
 ) -> pd.DataFrame:                  # for each measure M in %: M, M std (over draws), M lo, M hi
-    "Measures in %, spread over slot draws and bootstrap interval over photos, in the order of first appearance."
-    return pd.DataFrame({k: summary_line(d, n, seed, level) for k, d in df.groupby(by, sort=False)}).T.rename_axis(by)
+    "Measures in %, spread over slot draws and 95 % bootstrap interval over photos, in the order of first appearance."
+    return pd.DataFrame({k: summary_line(d, n) for k, d in df.groupby(by, sort=False)}).T.rename_axis(by)
 
-# %% ../../nbs/46_evaluate.ipynb #845d7285
-def summary_line(
-    df: pd.DataFrame,       # rows of one rule
-    n: int, seed: int, level: float,
-) -> dict[str, float]:
-    "One line of `summary`; all draws of a photo count as that photo's. A single draw has no spread (NaN)."
+def summary_line(df: pd.DataFrame, n: int) -> dict[str, float]:
+    "One line of `summary`, of the rows of one rule; all draws of a photo count as that photo's. A single draw has no spread (NaN)."
     parts = ratios(df)
     num, den = (np.stack([p[i] for p in parts.values()], 1) for i in (0, 1))
-    lo, hi = bootstrap(num, df.image_id, den, n, seed, level)
+    lo, hi = bootstrap(num, df.image_id, den, n)
     std = pd.DataFrame([aggregate(d) for _, d in df.groupby('draw')]).std()
     out: dict[str, float] = {}
     for i, k in enumerate(parts):
@@ -417,9 +374,9 @@ def summary_line(
 
 # %% ../../nbs/46_evaluate.ipynb #d76e95cb
 def pretty(
-    table: pd.DataFrame,                                                        # of `summary`
-    columns: Sequence[str] = ('mIoU', 'cIoU', 'Prec@.5', 'pointing', 'pointing in box'),    # measures to show, where they are there
-) -> pd.DataFrame:                                                              # of strings
+    table: pd.DataFrame,                # of `summary`
+    columns: Sequence[str] = HEADLINE,  # measures to show, where they are there
+) -> pd.DataFrame:                      # of strings
     "`summary` for reading: 34.8 ± 0.2 [33.1, 36.4], that is value ± spread over draws [interval over photos], in %."
     def cell(line: pd.Series, c: str) -> str:
         std = line[f'{c} std']

@@ -74,9 +74,7 @@ _later: dict[int, dict[str, Any]] = { # version → fields that came after it, w
             image_also=(), cluster_position=.6, cosine_scale=0., reconstruct=True, cuts=(), place=0.),
     1: dict(student=0.), 2: dict(edges=0., one_part=False)}
 
-def read_config(
-    path: str | Path, # a saved model's config.json
-) -> SaGConfig:
+def read_config(path: str | Path) -> SaGConfig:
     "A saved model's configuration. A missing or unknown field, or a newer version, is a ValueError that names it."
     values = read_json(path)
     version = values.pop('version', 0)
@@ -88,17 +86,13 @@ def read_config(
     except (TypeError, ValueError) as e: raise ValueError(f'{path} is no SaG configuration: {e}') from None
 
 # %% ../../nbs/36_model.sag.ipynb #e82e7e77
-def _checksum(
-    state: Mapping[str, Tensor], # name to tensor
-) -> str: # 8 hexadecimal digits
+def _checksum(state: Mapping[str, Tensor]) -> str: # 8 hexadecimal digits
     "The CRC-32, as zip files have it, of names and numbers."
     crc = 0
     for n in sorted(state): crc = zlib.crc32(state[n].detach().cpu().flatten().view(torch.uint8).numpy(), zlib.crc32(n.encode(), crc))
     return f'{crc:08x}'
 
-def _read_state(
-    path: Path, # model.safetensors
-) -> dict[str, Tensor]:
+def _read_state(path: Path) -> dict[str, Tensor]:
     "The weights in a file. ValueError where it is none, or damaged."
     try:
         with safe_open(path, 'pt') as f: state, about = {n: f.get_tensor(n) for n in f.keys()}, f.metadata() or {} # noqa: SIM118
@@ -115,9 +109,7 @@ def _tokenizer(folder: Path) -> Any:
     try: return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as e: raise ValueError(f'{folder}: the tokenizer needs code or files that are not in the folder ({str(e).splitlines()[0]})') from None
 
-def _from_hub(
-    name: str, # such as me/model
-) -> Path: # a folder
+def _from_hub(name: str) -> Path: # such as me/model → a folder
     "The files of a model on the hub. FileNotFoundError if the hub does not give them."
     from huggingface_hub import snapshot_download  # slow to import, and a folder does not need it
     try: return Path(snapshot_download(name, allow_patterns=['*.json', '*.safetensors', '*.txt']))

@@ -22,7 +22,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ..config import Recipe
-from ..evaluate import NAMES, summary_line
+from ..evaluate import HEADLINE, NAMES, summary_line
 from ..figures import curve, plain_text
 from ..files import project_root, read_json
 from ..metrics import aggregate, photo_draws, ratios
@@ -110,19 +110,14 @@ def _read(run: Run, name: str) -> Entry:
     if len(found.history): found.history[['step']].astype(int)
     return found
 
-def read_run(
-    path: Path,  # a run's folder
-    name: str,  # for tables
-) -> Entry:
+def read_run(path: Path, name: str) -> Entry:
     "What a folder says about itself; if a file is damaged, the entry's status names it."
     try: return _read(Run(path), name)
     except (ValueError, OSError, LookupError, TypeError, AttributeError, ArithmeticError) as e:
         why = str(e) if str(path) in str(e) else f'{path} cannot be read ({type(e).__name__}: {e})'
         return Entry(Run(path), name, f'damaged: {why}'.splitlines()[0])
 
-def read_runs(
-    runs: str | PathLike | Iterable[str | PathLike],  # see `find_runs`
-) -> list[Entry]:
+def read_runs(runs: str | PathLike | Iterable[str | PathLike]) -> list[Entry]:
     "Runs, named by the part of their path in which they differ."
     paths = find_runs(runs)
     top = Path(os.path.commonpath([p.parent for p in paths]))
@@ -170,18 +165,13 @@ def group_runs(
 # %% ../../nbs/65_runs.compare.ipynb #3819d6bf
 KEY = ['split', 'image_id', 'sent_id', 'sentence']
 
-def keyed(
-    rows: pd.DataFrame,  # of one run
-) -> pd.Index:  # of its expressions; a record that is there twice counts twice
+def keyed(rows: pd.DataFrame) -> pd.Index:  # of its expressions; a record that is there twice counts twice
     "Which expressions a run was measured on."
     once = rows[(rows.rule == rows.rule.iloc[0]) & (rows.draw == rows.draw.iloc[0])]
     return pd.MultiIndex.from_frame(once[KEY].assign(copy=once.groupby(KEY).cumcount()))
 
-def same_expressions(
-    a: pd.Index, b: pd.Index,  # see `keyed`
-    name_a: str, name_b: str,  # for the message
-) -> None:
-    "`ValueError` counts how many match, unless all do."
+def same_expressions(a: pd.Index, b: pd.Index, name_a: str, name_b: str) -> None:
+    "ValueError counts how many of two runs' expressions (see `keyed`) match, unless all do."
     common = len(a.intersection(b))
     if common < len(a) or common < len(b):
         raise ValueError(f'{name_a} and {name_b} were measured on different expressions: {common:,} of {len(a):,} and {len(b):,} match. '
@@ -190,18 +180,14 @@ def same_expressions(
 # %% ../../nbs/65_runs.compare.ipynb #89c5bdd1
 def _shared_name(groups: Sequence[Group]) -> str: return groups[0].name if len(groups) == 1 else _common_name([g.name for g in groups])
 
-def trainings(
-    groups: Sequence[Group],  # of any data
-) -> list[Group]:  # one for each recipe, named without its data set
+def trainings(groups: Sequence[Group]) -> list[Group]:  # one for each recipe, named without its data set
     "The recipes behind groups, with a run for each model."
     recipes: dict[str, list[Group]] = {}
     for g in groups: recipes.setdefault(_kind(g.runs[0], MEASURED), []).append(g)
     def one(gs: list[Group]) -> Group: return Group(_shared_name(gs), '', list({r.origin: r for g in gs for r in g.runs}.values()))
     return [one(gs) for gs in recipes.values()]
 
-def differences(
-    groups: Sequence[Group],  # of any data
-) -> pd.DataFrame:  # a row for each field in which recipes differ, a column for each group; text
+def differences(groups: Sequence[Group]) -> pd.DataFrame:  # a row for each field in which recipes differ, a column for each group; text
     "The fields in which recipes differ; groups that differ only in their data share a column."
     own: dict[str, list[Group]] = {}
     for g in groups: own.setdefault(_kind(g.runs[0]), []).append(g)
@@ -211,31 +197,26 @@ def differences(
     table = pd.DataFrame(text, dtype=object)
     return table[table.nunique(axis=1) > 1].rename_axis('field')
 
-def middle(
-    groups: Sequence[Group],  # on the same data
-) -> Group:
+def middle(groups: Sequence[Group]) -> Group:
     "The group whose recipe differs from the others' in the fewest fields, from which ablations were made; the first of equals."
     recipes = [{k: json.dumps(v) for k, v in g.runs[0].recipe.items() if k not in SAME} for g in groups]
     apart = [sum(a.get(k) != b.get(k) for b in recipes for k in a.keys() | b.keys()) for a in recipes]
     return groups[int(np.argmin(apart))]
 
 # %% ../../nbs/65_runs.compare.ipynb #6538da7f
-def pooled(
-    group: Group,  # one or more runs
-) -> pd.DataFrame:  # their rows of the group's rule, with a column `run`
+def pooled(group: Group) -> pd.DataFrame:  # their rows of the group's rule, with a column `run`
     "The rows of a group's runs; ValueError if one was not measured under the rule."
     for r in group.runs:
         there = list(r.rows.rule.unique())
         if group.rule not in there: raise ValueError(f"{r.name} was not measured under the rule {group.rule!r}; there are {', '.join(there)}")
     return pd.concat([r.rows[r.rows.rule == group.rule].assign(run=i) for i, r in enumerate(group.runs)], ignore_index=True)
 
-# %% ../../nbs/65_runs.compare.ipynb #0915d7eb
 def _measure_group(group: Group, n: int = 10_000) -> dict[str, Any]:  # for each measure M in %: M, M seeds, M draws, M lo, M hi
     "One line of a table. Seeds: the spread of trainings, each averaged over its draws; draws: the spread within a training; NaN of one."
     rows, once = pooled(group), keyed(group.runs[0].rows)
     photos = once.get_level_values('image_id').nunique()
     counts = dict(seeds=len(group.runs), draws=rows.draw.nunique(), photos=photos, expressions=len(once))
-    line = {k: v for k, v in summary_line(rows, n, 0, .95).items() if not k.endswith(' std')}
+    line = {k: v for k, v in summary_line(rows, n).items() if not k.endswith(' std')}
     each = pd.DataFrame({k: aggregate(d) for k, d in rows.groupby(['run', 'draw'])}).T.groupby(level=0)
     spread = dict(seeds=each.mean().std(), draws=each.var().mean()**.5)
     return counts | line | {f'{NAMES[m]} {k}': 100*v for k, column in spread.items() for m, v in column.items()}
@@ -251,7 +232,7 @@ def tabulate(
 # %% ../../nbs/65_runs.compare.ipynb #6f42e27f
 def pretty_results(
     table: pd.DataFrame,  # of `tabulate`
-    columns: Sequence[str] = ('mIoU', 'cIoU', 'Prec@.5', 'pointing', 'pointing in box'),  # measures to show, where they are there
+    columns: Sequence[str] = HEADLINE,  # measures to show, where they are there
 ) -> pd.DataFrame:  # of strings
     "For reading: 34.8 ± 0.6 / 0.2 [33.1, 36.4], that is value ± spread over trainings / over slot draws [interval over photos]."
     number = lambda x: '–' if np.isnan(x) else f'{x:.1f}'
@@ -271,10 +252,8 @@ def escape_markdown(
     text = re.sub(r'([\\`*|$~]|(?<!\w)_|_(?!\w)|\](?=[(\[:]))', r'\\\1', text)
     return re.sub(r'(?i)(?<=:)/(?=/)', '&#47;', re.sub(r'(?i)\b(www)\.', r'\1&#46;', text))
 
-def markdown(
-    table: pd.DataFrame,  # of text
-) -> str:
-    "A table in Markdown."
+def markdown(table: pd.DataFrame) -> str:
+    "A table of text in Markdown."
     rows = table.columns, ['---']*table.shape[1], *(map(escape_markdown, row) for row in table.itertuples(index=False))
     return '\n'.join('| ' + ' | '.join(map(str, row)) + ' |' for row in [map(escape_markdown, rows[0]), *rows[1:]])
 
@@ -306,7 +285,6 @@ def per_expression(
     copy = rows.groupby(['run', 'draw', *KEY]).cumcount()
     return rows[KEY].assign(copy=copy, num=num, den=den).groupby([*KEY, 'copy'])[['num', 'den']].mean()
 
-# %% ../../nbs/65_runs.compare.ipynb #7e34c080
 def compare(
     a: Group, b: Group,  # measured on the same expressions
     measure: str = 'mIoU',  # see `per_expression`
@@ -358,6 +336,6 @@ def run_curves(
     for ax, c in zip(axs[0], names, strict=True):
         for i, j, h, name in lines:
             style = dict(color=f'C{i % 10}', ls=('-', '--', ':')[i//10 % 3], lw=1, ms=2, alpha=.8, label=None if j else name)
-            if c in h: curve(ax, h[['step', c]].dropna(), 'step', c, **style)
+            if c in h: curve(ax, h[['step', c]].dropna(), c, **style)
     fig.legend(*axs[0][0].get_legend_handles_labels(), loc='outside lower center', ncols=4, fontsize=6, frameon=False)
     return fig
