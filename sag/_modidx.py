@@ -749,6 +749,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                            'sag.files.extra': ('files.html#extra', 'sag/files.py'),
                            'sag.files.hold': ('files.html#hold', 'sag/files.py'),
                            'sag.files.looks_like': ('files.html#looks_like', 'sag/files.py'),
+                           'sag.files.on_signals': ('files.html#on_signals', 'sag/files.py'),
                            'sag.files.project_root': ('files.html#project_root', 'sag/files.py'),
                            'sag.files.read_bytes': ('files.html#read_bytes', 'sag/files.py'),
                            'sag.files.read_json': ('files.html#read_json', 'sag/files.py'),

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['allowed', 'ENVIRONMENT', 'looks_like', 'check_file', 'read_bytes', 'short', 'UnsafePickle', 'safe_unpickle',
-           'read_json', 'atomic', 'atomic_files', 'remove_temporary', 'hold', 'Lenient', 'project_root', 'shared',
-           'extra']
+           'read_json', 'atomic', 'atomic_files', 'remove_temporary', 'hold', 'on_signals', 'Lenient', 'project_root',
+           'shared', 'extra']
 
 # %% ../nbs/02_files.ipynb #a8b3aa95
 import contextlib
@@ -18,7 +18,9 @@ import platform
 import re
 import reprlib
 import shutil
+import signal
 import stat
+import threading
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator
 from datetime import datetime
@@ -212,6 +214,16 @@ def hold(
     finally:
         who.unlink(missing_ok=True)
         lock.release()
+
+# %% ../nbs/02_files.ipynb #51a6e0c2
+@contextlib.contextmanager
+def on_signals(act: Callable[[int, Any], Any]) -> Iterator[None]:
+    "In the block, SIGTERM, SIGINT and SIGHUP call `act`: in the main thread, which alone receives them, and unless they are ignored, as under nohup."
+    heard = [n for n in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
+    before = {n: signal.signal(n, act) for n in heard} if threading.current_thread() is threading.main_thread() else {}
+    try: yield
+    finally:
+        for n, handler in before.items(): signal.signal(n, handler)
 
 # %% ../nbs/02_files.ipynb #5db91905
 class Lenient:

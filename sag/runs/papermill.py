@@ -14,7 +14,6 @@ import os
 import signal
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -34,7 +33,7 @@ from traitlets.config import Config
 
 import sag
 
-from ..files import ENVIRONMENT, Lenient, atomic, hold, project_root, read_json
+from ..files import ENVIRONMENT, Lenient, atomic, hold, on_signals, project_root, read_json
 
 # %% ../../nbs/62_runs.papermill.ipynb #78026480
 def own_notebooks() -> dict[str, Path]:
@@ -99,20 +98,16 @@ def execute(
                             coalesce_streams=True, stdout_file=Lenient(sys.stdout), stderr_file=Lenient(sys.stderr))
 
 # %% ../../nbs/62_runs.papermill.ipynb #a53f12c8
-_SIGNALS = [getattr(signal, name) for name in ('SIGTERM', 'SIGINT', 'SIGHUP') if hasattr(signal, name)]
-
 @contextmanager
 def _passing_on() -> Iterator[None]:
-    "Pass a signal that ends this process to the kernel first (in the main thread, where signals arrive); the status is 128 + its number."
+    "Pass a signal that ends this process to the kernel first, see `on_signals`; the status is 128 + its number."
     told: list[int] = []
     def tell(number: int, frame: Any) -> None:
         told.append(number)
         for kernel in psutil.Process().children(): kernel.terminate() if len(told) == 1 else kernel.kill()
-    main = threading.current_thread() is threading.main_thread()
-    before = {s: signal.signal(s, tell) for s in _SIGNALS if signal.getsignal(s) != signal.SIG_IGN} if main else {}
-    try: yield
+    try:
+        with on_signals(tell): yield
     finally:
-        for s, handler in before.items(): signal.signal(s, handler)
         if told: raise SystemExit(128 + told[0])
 
 # %% ../../nbs/62_runs.papermill.ipynb #6b0bd60f
