@@ -262,6 +262,7 @@ def evaluate(
     columns: str = '',  # for hf:, which column plays which role, as JSON: '{"text": "query"}' (default: guessed, and logged)
     tag: str = '',  # only this subset of an evaluation, such as PhraseCut's i_multi
     draws: int = 3,  # slot draws
+    threshold: float = .5,  # a mask is where the score, in [0, 1], is at least this
     changes: str = '',  # fields that no training reads, changed for this measurement, as JSON: '{"place": 0}'
     precision: str = '',  # fp32, fp16, bf16 or auto (default: as the weights are)
     discovery: bool = False,  # also how well the slots cut photos into their annotated objects, whatever the text
@@ -273,6 +274,7 @@ def evaluate(
     if bool(model) == bool(predictions): raise ValueError('say what to measure: a model, or --predictions FILE')
     for name, value in dict(draws=draws, shown=shown).items():
         if value < 1: raise ValueError(f'{name}={value}; choose 1 or more')
+    if not 0 < threshold <= 1: raise ValueError(f'threshold={threshold}; choose a number above 0, up to 1')
     at_inference(SaGConfig(), **(other := _json_object('changes', changes)))
     if predictions and not Path(predictions).is_file(): raise FileNotFoundError(f'{predictions}: no such file of COCO results')
     local = Path(model or predictions).exists()
@@ -287,7 +289,8 @@ def evaluate(
     short = ','.join(hub_slug(n[3:]) if n.startswith('hf:') else n for n in dataset.split(','))
     dest = dest or f'{model if model and Path(model).is_dir() else "runs/" + Path(model or predictions).stem}/{short}-{split}'
     done = run('evaluate', dest, model=str(Path(model).resolve()) if model and local else model, predictions=predictions and str(Path(predictions).resolve()),
-               split=split, tag=tag, draws=draws, changes=other, precision=precision, discovery=discovery, untrained=untrained, shown=shown, **where)
+               split=split, tag=tag, draws=draws, threshold=threshold, changes=other, precision=precision, discovery=discovery, untrained=untrained,
+               shown=shown, **where)
     print(_results_table(read_json(Path(dest)/'metrics.json')), f'\n\nnext: sag report {model if model and local else dest}\n')
     return done
 

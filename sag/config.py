@@ -109,7 +109,7 @@ class SaGConfig(Widths, Encoders):
     cuts: tuple = _number((), 1)  # clusters: cut the photo several times, into so many clusters each; all of them are slots ((): once, into K)
     place: float = _number(0.)  # inference: relevance × exp(this · words of place), see `sag.place` (0: the paper's method)
     student: float = _number(0., 0, 1)  # inference: share of a student's score in the mask, see `sag.model.student` (0: there is none)
-    edges: float = _number(0., 0, .5)  # inference: radius of a guided filter, share of the photo's side, see `sag.refine` (0: none)
+    edges: float = _number(0., 0, .5)  # inference: radius of a guided filter, share of the photo's side, see `sag.model.refine` (0: none)
     one_part: bool = False  # inference: of a mask in several parts, keep the one with the highest score
     reconstruct: bool = True  # a decoder gives the features back (False: there is none, and no reconstruction loss)
 

@@ -28,10 +28,10 @@ from .data.download import open_web as urlopen
 from .data.photos import MAX_PIXELS, read_photo, to_rgb, upright
 from .distribute import autocast, full_precision, precision_here
 from .masks import Segments
+from .model.refine import guided, one_part
 from .model.sag import SaG
 from .model.student import logits
 from .place import placed
-from .refine import guided, one_part
 from .released import load_released
 
 # %% auto #0
