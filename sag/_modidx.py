@@ -1105,6 +1105,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'sag.runs.compare.trainings': ('runs.compare.html#trainings', 'sag/runs/compare.py')},
             'sag.runs.papermill': { 'sag.runs.papermill.RunError': ('runs.papermill.html#runerror', 'sag/runs/papermill.py'),
                                     'sag.runs.papermill._Kernel': ('runs.papermill.html#_kernel', 'sag/runs/papermill.py'),
+                                    'sag.runs.papermill._Kernel._async_interrupt_kernel': ( 'runs.papermill.html#_kernel._async_interrupt_kernel',
+                                                                                            'sag/runs/papermill.py'),
                                     'sag.runs.papermill._Kernel.kernel_spec': ( 'runs.papermill.html#_kernel.kernel_spec',
                                                                                 'sag/runs/papermill.py'),
                                     'sag.runs.papermill._literal': ('runs.papermill.html#_literal', 'sag/runs/papermill.py'),

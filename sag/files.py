@@ -259,7 +259,8 @@ def shared(
 # %% ../nbs/02_files.ipynb #00135187
 ENVIRONMENT = {
     'MALLOC_MMAP_THRESHOLD_': str(2**32), 'MALLOC_TRIM_THRESHOLD_': str(2**32),  # bytes
-    'GOMP_SPINCOUNT': '30000'}  # turns; by default millions
+    'GOMP_SPINCOUNT': '30000',  # turns; by default millions
+    'PYTHONWARNINGS': 'ignore:IProgress not found'}  # tqdm's, without ipywidgets
 
 # %% ../nbs/02_files.ipynb #790535fd
 def extra(

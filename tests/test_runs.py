@@ -1,5 +1,6 @@
 """A run started by a command: its interpreter, its lock, its signals, its output, and whose code it executes."""
 import ast
+import asyncio
 import json
 import os
 import signal
@@ -12,7 +13,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
 from sag.files import hold
-from sag.runs.papermill import outcome, own_notebooks, parameters, resume, run
+from sag.runs.papermill import _Kernel, outcome, own_notebooks, parameters, resume, run
 
 ROOT = str(Path(__file__).parent.parent)
 META = dict(kernelspec=dict(name='python3', language='python', display_name='python3'))
@@ -111,3 +112,10 @@ def test_every_assignment_of_the_parameter_cell_is_a_parameter(name, caplog):
     tree = ast.parse(next(c.source for c in cells if 'parameters' in c.metadata.get('tags', [])))
     assert list(parameters(name)) == [target.id for node in tree.body if isinstance(node, ast.Assign) for target in node.targets]
     assert 'Unable to parse' not in caplog.text
+
+
+def test_a_kernel_that_shuts_down_is_not_interrupted():
+    kernel = _Kernel()
+    with pytest.raises(RuntimeError, match='No kernel is running'): asyncio.run(kernel._async_interrupt_kernel())
+    kernel.shutting_down = True
+    asyncio.run(kernel._async_interrupt_kernel())

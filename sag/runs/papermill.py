@@ -84,6 +84,9 @@ class _Kernel(AsyncKernelManager):
     def kernel_spec(self) -> KernelSpec:
         return KernelSpec(**get_kernel_dict())
 
+    async def _async_interrupt_kernel(self) -> None:
+        if not self.shutting_down: await super()._async_interrupt_kernel()  # an idle kernel would report an error
+
 def execute(
     notebook: Path,  # notebook to execute
     out: Path,  # where it is written, cell by cell
