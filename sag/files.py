@@ -219,7 +219,8 @@ def hold(
 @contextlib.contextmanager
 def on_signals(act: Callable[[int, Any], Any]) -> Iterator[None]:
     "In the block, SIGTERM, SIGINT and SIGHUP call `act`: in the main thread, which alone receives them, and unless they are ignored, as under nohup."
-    heard = [n for n in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
+    known = [getattr(signal, name) for name in ('SIGTERM', 'SIGINT', 'SIGHUP') if hasattr(signal, name)]  # Windows has no SIGHUP
+    heard = [n for n in known if signal.getsignal(n) != signal.SIG_IGN]
     before = {n: signal.signal(n, act) for n in heard} if threading.current_thread() is threading.main_thread() else {}
     try: yield
     finally:

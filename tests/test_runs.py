@@ -12,7 +12,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
-from sag.files import hold
+from sag.files import hold, on_signals
 from sag.runs.papermill import _Kernel, outcome, own_notebooks, parameters, resume, run
 
 ROOT = str(Path(__file__).parent.parent)
@@ -119,3 +119,8 @@ def test_a_kernel_that_shuts_down_is_not_interrupted():
     with pytest.raises(RuntimeError, match='No kernel is running'): asyncio.run(kernel._async_interrupt_kernel())
     kernel.shutting_down = True
     asyncio.run(kernel._async_interrupt_kernel())
+
+
+def test_a_system_without_a_signal_does_without_it(monkeypatch):
+    monkeypatch.delattr(signal, 'SIGHUP')  # Windows
+    with on_signals(lambda number, frame: None): pass

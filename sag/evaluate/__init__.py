@@ -9,6 +9,7 @@ import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from itertools import chain
 from os import PathLike
 from pathlib import Path
@@ -206,6 +207,7 @@ def _batch_scores(
     "Scores of every expression on its own photo, at the size of the annotation, under each rule and draw."
     groups, total = expressions_by_photo(batch), dict[int, Tensor]()
     text = model.encode_text(batch.input_ids, batch.attention_mask).split([len(es) for es in groups])
+    photos = [lru_cache(es[0].photo) for es in groups]  # decoded when first asked for, once for all rules and draws
     for draw, out in encode_draws(model, batch.pixel_values, [es[0].image_id for es in groups], draws, batch.features):
         for b, es in enumerate(groups):
             maps = at_least_float32(out.slot_maps[b])
@@ -213,8 +215,8 @@ def _batch_scores(
             size, own = (es[0].height, es[0].width), patch_scores(model, relevance, maps, out.features[b], [e.sentence for e in es])
             for rule in (r for r in rules if r != MEAN):
                 score = own if rule == 'relevance' else segment_scores(_weights(rule, es, relevance, maps, draw, trues[b], threshold), maps)
-                yield rule, draw, b, finished(model, score, size, es[0].photo) if rule in RULES else full_size(score, size)
-            if MEAN in rules: total[b] = total.get(b, 0) + finished(model, own, size, es[0].photo)
+                yield rule, draw, b, finished(model, score, size, photos[b]) if rule in RULES else full_size(score, size)
+            if MEAN in rules: total[b] = total.get(b, 0) + finished(model, own, size, photos[b])
     yield from ((MEAN, draws[0], b, min_max(score)) for b, score in total.items())
 
 def _trivial_scores(batch: Any, rules: Sequence[str], draw: int) -> Iterator[tuple[str, int, int, Tensor]]:

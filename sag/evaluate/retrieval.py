@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..data.batches import at_least_float32, loader
 from ..data.expressions import Expression, has_mask
+from ..masks import mask_boxes
 from ..metrics import box_mask
 from ..predict import encode_draws, evaluation_mode, finished, patch_scores, relevance_of
 from . import expressions_by_photo, photo_texts
@@ -95,18 +96,14 @@ def evaluate_presence(
                 rows += _presence_rows(es, fit.cpu(), (masks & (fit >= presence)[:, None, None]).cpu().numpy())
     return pd.DataFrame(rows)
 
-def _box_iou(mask: np.ndarray, box: tuple[float, ...]) -> float:
-    "IoU of the box around a mask with another."
-    mine = coco_mask.toBbox(coco_mask.encode(np.asfortranarray(mask, np.uint8)))
-    return float(coco_mask.iou(mine[None], np.array([box], float), [0])[0, 0])
-
 def _presence_rows(es: Sequence[Expression], fit: Tensor, masks: np.ndarray) -> list[dict[str, Any]]:  # T, (T,), (T,H,W) bool
     "Rows of `evaluate_presence`; the truth of an expression that names nothing is empty."
     def truth(e: Expression) -> np.ndarray: return e.mask if has_mask(e) else box_mask(e.box, e.height, e.width)
     true = [np.zeros_like(m) if e.no_target else truth(e) for e, m in zip(es, masks, strict=True)]
     return [dict(sent_id=e.sent_id, image_id=e.image_id, sentence=e.sentence, no_target=e.no_target, fit=float(f), empty=not m.any(),
-                 box_iou=_box_iou(m, e.box) if e.boxes else 0., intersection=int((m & t).sum()), union=int((m | t).sum()))
-            for e, f, m, t in zip(es, fit, masks, true, strict=True)]
+                 box_iou=float(coco_mask.iou(b[None], np.array([e.box], float), [0])[0, 0]) if e.boxes else 0.,
+                 intersection=int((m & t).sum()), union=int((m | t).sum()))
+            for e, f, m, t, b in zip(es, fit, masks, true, mask_boxes(masks), strict=True)]
 
 # %% ../../nbs/49_evaluate.retrieval.ipynb #580ad9ab
 def composed(

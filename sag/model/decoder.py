@@ -26,6 +26,8 @@ class Decoder(nn.Module):
         self.first, self.second, self.third = nn.Linear(d, d), nn.Linear(d, d), nn.Linear(d, d)
         self.last = nn.Linear(d, channels + 1)
 
+    def set_grad_checkpointing(self, enable: bool = True) -> None: self.checkpointing = enable
+
     def positions(self, h: int, w: int) -> Tensor: # (h·w, D)
         "Position codes, column part first. More rows or columns than were learned are a ValueError."
         if max(h, w) > len(self.row): raise ValueError(f'the decoder has {len(self.row)} rows and columns, not {h}×{w}; increase decoder_positions')

@@ -168,6 +168,8 @@ class ImageEncoder(nn.Module):
 
     def train(self, mode: bool = True): return super().train(mode and not self.frozen)
 
+    def set_grad_checkpointing(self, enable: bool = True) -> None: self.backbone.set_grad_checkpointing(enable)
+
     def forward(self, pixel_values: Tensor) -> Tensor: # (B, 3, H, W) -> (B, C, h, w)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             if self.vit: layers = self.backbone.forward_intermediates(pixel_values, indices=self.blocks, norm=True, intermediates_only=True)
@@ -246,6 +248,10 @@ class TextEncoder(nn.Module):
         super().train(mode)
         if self.frozen: self.backbone.eval()
         return self
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None: # word pieces have nothing to recompute
+        names = [f'{kind}_checkpointing_{"enable" if enable else "disable"}' for kind in ('activation', 'gradient')] # transformers' new name, its old one
+        if name := next((n for n in names if hasattr(self.backbone, n)), ''): getattr(self.backbone, name)()
 
     def pooled(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor: # (T, L) twice -> (T, hidden size)
         words = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state # (T, L, hidden size)

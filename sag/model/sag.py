@@ -36,6 +36,8 @@ from .pieces import WordPieces
 from .shatter import Shatter, choose, sine_position
 from .student import Student
 
+_log = logging.getLogger(__name__)
+
 # %% ../../nbs/36_model.sag.ipynb #8e017ae5
 @dataclass
 class SaGOutput:
@@ -157,8 +159,6 @@ class Pretrained(nn.Module):
         return model.eval()
 
 # %% ../../nbs/36_model.sag.ipynb #72e8071f
-_log = logging.getLogger(__name__)
-
 class SaG(Pretrained):
     "Shatter and Gather (ICCV 2023): referring image segmentation learned from image–text pairs. `SaG(config)` or `SaG.from_pretrained(path)`."
     def __init__(
@@ -215,10 +215,7 @@ class SaG(Pretrained):
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         "Recompute the activations of both encoders and the decoder in the backward pass: less memory, the same gradients."
-        self.image.backbone.set_grad_checkpointing(enable)
-        word, text = 'enable' if enable else 'disable', self.text.backbone
-        getattr(text, f'activation_checkpointing_{word}', getattr(text, f'gradient_checkpointing_{word}'))() # transformers' new name, its old one
-        if self.decoder: self.decoder.checkpointing = enable
+        for part in filter(None, (self.image, self.text, self.decoder)): part.set_grad_checkpointing(enable)
 
 # %% ../../nbs/36_model.sag.ipynb #6bca5d48
 def kept_bytes(
