@@ -35,9 +35,9 @@ class Decoder(nn.Module):
 
     def paint(self, slots: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]: # (B, K, D), (N, D) -> (B, N, C), (B, K, N)
         x = self.first(slots)[:, None] + F.linear(positions, self.first.weight)[:, None] # (B, N, K, D)
-        x = self.third(self.second(x.relu_()).relu_()).relu_() # (B, N, K, D)
-        maps = F.linear(x, self.last.weight[-1:], self.last.bias[-1:]) # (B, N, K, 1)
-        maps = full_softmax(maps, 2)
+        flat = self.second(x.relu_().flatten(0, 2)).relu_() # (B·N·K, D), flat because ReLU in place on a view copies its gradient
+        x = self.third(flat).relu_().view_as(x) # (B, N, K, D)
+        maps = full_softmax(F.linear(x, self.last.weight[-1:], self.last.bias[-1:]), 2) # (B, N, K, 1)
         mixed = (maps.transpose(2, 3).to(x.dtype) @ x)[:, :, 0] # (B, N, D)
         return F.linear(mixed, self.last.weight[:-1], self.last.bias[:-1]), maps[..., 0].transpose(1, 2)
 
