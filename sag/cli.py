@@ -28,7 +28,7 @@ from typing import Annotated, Any
 from fastcore.docments import docments
 from fastcore.script import anno_parser
 
-from .config import Recipe, SaGConfig, allowed, at_inference, change, to_json
+from .config import Recipe, SaGConfig, allowed, at_inference, change, check_threshold, to_json
 from .files import Lenient, atomic, read_json
 from .presets import presets, recipe
 
@@ -60,6 +60,7 @@ def predict(
 ) -> str:  # the files written
     "Segment what expressions refer to in photos."
     photos, said = _asked(paths, expression or [])
+    check_threshold(threshold)
     from sag.masks import write_segments
     from sag.predict import photo_files, segment_many
     files: list[Any] = [p for o in photos for p in ([o] if urls and '://' in o else photo_files(o))]
@@ -274,7 +275,7 @@ def evaluate(
     if bool(model) == bool(predictions): raise ValueError('say what to measure: a model, or --predictions FILE')
     for name, value in dict(draws=draws, shown=shown).items():
         if value < 1: raise ValueError(f'{name}={value}; choose 1 or more')
-    if not 0 < threshold <= 1: raise ValueError(f'threshold={threshold}; choose a number above 0, up to 1')
+    check_threshold(threshold)
     at_inference(SaGConfig(), **(other := _json_object('changes', changes)))
     if predictions and not Path(predictions).is_file(): raise FileNotFoundError(f'{predictions}: no such file of COCO results')
     local = Path(model or predictions).exists()

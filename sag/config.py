@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['INFERENCE', 'allowed', 'Encoders', 'Widths', 'SaGConfig', 'Data', 'Optimisation', 'Recipe', 'change', 'at_inference',
-           'model_config', 'to_json']
+           'model_config', 'to_json', 'check_threshold']
 
 # %% ../nbs/00_config.ipynb #f5b9202e
 import json
@@ -222,3 +222,8 @@ def model_config(recipe: SaGConfig) -> SaGConfig:
 def to_json(config: SaGConfig) -> str:
     "The fields of a config or recipe as JSON text."
     return json.dumps(asdict(config), indent=2)
+
+# %% ../nbs/00_config.ipynb #b3f0c1d3
+def check_threshold(threshold: float) -> None:
+    "ValueError for a threshold that every score reaches, or none."
+    if not 0 < threshold <= 1: raise ValueError(f'threshold={threshold}; choose a number above 0, up to 1')

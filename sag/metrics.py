@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .config import check_threshold
+
 # %% auto #0
 __all__ = ['PREC', 'MEANS', 'as_stack', 'count_pixels', 'at_least', 'pixel_counts', 'check_shapes', 'read_counts', 'measures',
            'measure', 'ratios', 'aggregate', 'SegmentationMetrics', 'box_mask', 'pointing_in_box', 'generalised',
@@ -47,6 +49,7 @@ def pixel_counts(
     threshold: float = .5,      # mask = score ≥ threshold
 ) -> dict[str, Tensor]:         # five counts (T,), and the lowest and highest score, where the scores are
     "Pixels of the mask, the target, both, and of the score's maximum: all of it, and inside the target (paper, inference and evaluation)."
+    check_threshold(threshold)
     hard = score.dtype == torch.bool
     mask = score if hard else at_least(score, threshold)
     n = count_pixels(mask)

@@ -23,6 +23,7 @@ from fastcore.meta import delegates
 from PIL import Image
 from torch import Tensor, nn
 
+from .config import check_threshold
 from .data.batches import at_least_float32, image_transform, load_tokenizer, pad_sentences, text_limit, tokenizer_of
 from .data.download import open_web as urlopen
 from .data.photos import MAX_PIXELS, read_photo, to_rgb, upright
@@ -347,6 +348,7 @@ def find_masks(
     tokenizer: Any = None,              # default: the model's own
 ) -> Trace:
     "Gather the slots that each expression refers to (paper, modality fusion module, inference and evaluation)."
+    check_threshold(threshold)
     with evaluation_mode(model) as where:
         text = encode_sentences(model, as_sentences(sentences), tokenizer, where)
         relevance = relevance_of(model, as_sentences(sentences), text, found.slots, found.slot_maps, tokenizer)
@@ -411,7 +413,7 @@ def segment_many(
     for k, v in numbers.items():
         if v < 1: raise ValueError(f'{k} must be 1 or more, not {v}')
         if v > 10_000: raise ValueError(f'{k} must be at most 10,000, not {v}')
-    if not 0 <= threshold <= 1: raise ValueError(f'threshold must lie in [0, 1], not {threshold}')
+    check_threshold(threshold)
     weigh(torch.ones(1, 1), rule)       # a rule that does not exist
     todo = iter(photo_files(images) if isinstance(images, (str, PathLike)) else images)
     net = as_model(model, device)

@@ -41,6 +41,8 @@ WRONG = {
     'train --freeze-image perhaps': "invalid yes or no value: 'perhaps'",
     'train --preset demo --draws 0': 'draws=0; choose 1 or more',
     'evaluate small --shown -1': 'shown=-1; choose 1 or more',
+    'evaluate small --threshold 0': 'threshold=0.0; choose a number above 0, up to 1',
+    'predict photo.jpg -e dog --threshold 0': 'threshold=0.0; choose a number above 0, up to 1',
     'train --preset uncc': "no preset is called 'uncc'; there are demo",
     'train --preset unc': '`sag prepare --dataset refcoco --root data --download`',
     'train --preset refcocog_umd --test testA': "refcocog has no split 'testA'; there are train, val, test",

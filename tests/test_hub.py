@@ -2,6 +2,7 @@
 import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from pycocotools import mask as coco_mask
 datasets = pytest.importorskip('datasets')
 
 from sag.cli import main
-from sag.data.hub import ParquetStream, box_format, guess_columns, hub_columns, hub_files, load_hub
+from sag.data.hub import ParquetStream, _footer, _groups, _opened, box_format, guess_columns, hub_columns, hub_files, load_hub
 from sag.data.sets import find_problems, load, other_splits, prepare_table
 from sag.record import Run
 
@@ -396,6 +397,26 @@ def test_a_stream_from_the_hub(tmp_path, monkeypatch):
     assert sentences(stream) == sorted(s for o in OBJECTS for s in o[6]) and stream.sample(0).photo().size == (W, H)
     assert stream.shards[0].file.endswith('train-00000-of-00001.parquet')
     with pytest.raises(FileNotFoundError, match='stream:own/er@v2: not found on the hub'): load('stream:own/er@v2', split='train')
+
+
+def test_a_footer_is_read_once_for_all_groups_of_rows(tmp_path, monkeypatch):
+    import huggingface_hub
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    path = tmp_path/'many.parquet'
+    pq.write_table(pa.table(dict(n=range(8))), path, row_group_size=1)
+    ends = []
+    class File(io.FileIO):
+        def read(self, n=-1):
+            found = super().read(n)
+            if found.endswith(b'PAR1') and self.tell() == path.stat().st_size: ends.append(n)
+            return found
+    monkeypatch.setattr(huggingface_hub, 'HfFileSystem', lambda: SimpleNamespace(open=lambda file: File(path)))
+    _footer.cache_clear()
+    groups = list(_groups('hf://datasets/own/er@1234/many.parquet'))
+    assert [_opened(g.file).read_row_group(g.number).to_pylist() for g in groups] == [[dict(n=n)] for n in range(8)]
+    _footer.cache_clear()
+    assert len(ends) == 1, ends
 
 
 # Counts and boxes

@@ -361,14 +361,15 @@ def bench_table(
 def draw_bench(
     table: pd.DataFrame,  # of `bench_table`
 ) -> Figure:
-    "A panel for each measure that has several sides, shorter is better."
+    "A panel for each measure that has several sides, shorter is better; above it, how many times less than literal, and the goal."
     names = [k for k in table.index[table.gain.notna()] if ', ' in k]
-    fig, axs = plt.subplots(1, len(names), figsize=(11, 1.8), dpi=80, layout='constrained')
+    goals = table.goal.dropna() if 'goal' in table else {}
+    fig, axs = plt.subplots(1, len(names), figsize=(12, 1.8), dpi=80, layout='constrained')
     for ax, name in zip(axs, names, strict=True):
         row = table.loc[name].drop(['gain', 'goal'], errors='ignore').dropna()
         bars = ax.barh(row.index, row, height=.6, color=['#999999' if k == 'literal' else '#3b7a57' for k in row.index])
         ax.bar_label(bars, [f'{v:,.0f}' if v >= 100 else f'{v:.3g}' for v in row], fontsize=7, padding=2)
-        ax.set_title(name.replace(', ', ',\n'), fontsize=8)
+        ax.set_title(f'{name}\n{table.gain[name]:.3g}×' + (f' (goal {goals[name]:.3g}×)' if name in goals else ''), fontsize=8)
         ax.invert_yaxis()
         ax.margins(x=.25)
         ax.set_xticks([])

@@ -16,7 +16,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
+from functools import lru_cache, partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -471,10 +471,17 @@ def parquet_files(
         f'stream:{name}: {other[0]} is no Parquet file. Read it with hf:, or take the revision that the hub converts: owner/name@refs/convert/parquet')
     return files
 
-def _opened(file: str) -> pq.ParquetFile:
-    if not file.startswith('hf://'): return pq.ParquetFile(file)
+def _far(file: str) -> Any:
     from huggingface_hub import HfFileSystem
-    return pq.ParquetFile(HfFileSystem().open(file))
+    return HfFileSystem().open(file)
+
+@lru_cache(1000)
+def _footer(file: str) -> pq.FileMetaData:
+    "Read once, not again for every group of rows: an address names a commit, so its file never changes."
+    return pq.ParquetFile(_far(file)).metadata
+
+def _opened(file: str) -> pq.ParquetFile:
+    return pq.ParquetFile(_far(file), metadata=_footer(file)) if file.startswith('hf://') else pq.ParquetFile(file)
 
 @contextlib.contextmanager
 def _whole(file: str) -> Iterator[None]:

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from ..config import check_threshold
 from ..data.batches import PhotoTexts, at_least_float32, loader, text_limit, tokenizer_of
 from ..data.expressions import Expression, by_photo, decode, has_mask
 from ..distribute import everyone, turn
@@ -287,6 +288,7 @@ def evaluate(
     "Measure every expression; the columns are `COLUMNS`, where there are masks and boxes to fill them. Errors name the record."
     asked, draws = [*dict.fromkeys([*rules, *((*TRIVIAL, *BLIND) if baselines else ())])], [*dict.fromkeys(draws)]
     _check_rules(asked)
+    check_threshold(threshold)
     if not draws: raise ValueError('draws is empty; at least one slot draw is needed')
     batches = photo_batches(model, expressions, batch_size, features, workers)
     found: dict[tuple[int, int], list[dict[str, Any]]] = {}     # (kind, number of the batch) → rows

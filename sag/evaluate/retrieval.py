@@ -16,6 +16,7 @@ import torch
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
+from ..config import check_threshold
 from ..data.batches import at_least_float32, loader
 from ..data.expressions import Expression, has_mask
 from ..masks import mask_boxes
@@ -82,6 +83,7 @@ def evaluate_presence(
     threshold: float = .5,                          # mask = score ≥ threshold
 ) -> pd.DataFrame:      # a row for each expression; `sag.metrics.generalised` makes the measures of it
     "Measure masks and emptiness: sent_id, image_id, sentence, no_target, fit, empty, box_iou, intersection, union."
+    check_threshold(threshold)
     rows, data = list[dict[str, Any]](), photo_texts(model, expressions)
     with evaluation_mode(model) as device:
         for b in loader(data, 16, shuffle=False, drop_last=False):

@@ -16,6 +16,7 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from ..config import SaGConfig
+from ..distribute import full_precision
 
 # %% ../../nbs/33_model.clusters.ipynb #19aecf96
 class Grid(nn.Module):
@@ -96,7 +97,7 @@ class Clusters(nn.Module):
     def labels(self, features: Tensor) -> Tensor: # (B, h, w, C) -> (B, cuts, h·w)
         "Each patch's cluster in every cut."
         places = self.places(features)
-        return torch.stack([k_means(places, k)[1] for k in self.cuts], 1)
+        with full_precision(places.device): return torch.stack([k_means(places, k)[1] for k in self.cuts], 1) # the same in every precision
 
     def recalled(self, features: Tensor) -> Tensor: # as `labels`
         "`labels`, computed once for each photo: in training the same features come again and again."

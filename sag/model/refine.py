@@ -37,7 +37,7 @@ def guided(
 def one_part(
     score: Tensor,      # (T,H,W) in [0,1]; the mask is where it is .5 or more
 ) -> Tensor:            # (T,H,W)
-    "The score with every part of the mask turned over but the one that holds the maximum."
+    "The score with every part of the mask turned over but the one that holds the maximum. A GPU waits after every round of growing, 64 for a straight line."
     small = _small(score[:, None])                                          # (T,1,h,w)
     mask, part = small >= .5, (small == small.amax((2, 3), keepdim=True)).to(score)
     while not (grown := F.max_pool2d(part, 3, 1, 1)*mask).equal(part): part = grown
