@@ -253,11 +253,10 @@ def _recipe_options(parser: ArgumentParser) -> None:
 # %% ../nbs/82_cli.ipynb #08612039
 def _models(model: str) -> list[str]:  # absolute, where they are files or folders
     "The models that are named, with commas if several; FileNotFoundError for one that cannot be."
-    if not model or Path(model).exists(): return [str(Path(model).resolve())]*bool(model)
-    for m in model.split(','):
-        if Path(m).exists() or m == 'small' or re.fullmatch(r'[\w.-]+/[\w.-]+', m): continue
-        raise FileNotFoundError(f'{m} is neither a file or folder nor a hub id')
-    return [str(Path(m).resolve()) if Path(m).exists() else m for m in model.split(',')]
+    names, there = [model] if Path(model).exists() else model.split(','), lambda m: bool(m) and Path(m).exists()
+    for m in names:
+        if m and not (there(m) or m == 'small' or re.fullmatch(r'[\w.-]+/[\w.-]+', m)): raise FileNotFoundError(f'{m} is neither a file or folder nor a hub id')
+    return [str(Path(m).resolve()) if there(m) else m for m in names if m]
 
 def evaluate(
     model: str = '',  # `small`, a run's folder, a hub id or a released .pth.tar; several with commas, whose scores are averaged
