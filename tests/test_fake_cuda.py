@@ -79,7 +79,7 @@ def test_evaluation_stays_on_the_gpu(fake, name):
     model = build(fake, MODELS[name]).eval()
     model.tokenizer = None
     rules = (*RULES, *TRIVIAL, BLIND[0], ORACLE, MEAN)
-    with torch.no_grad(): found = _batch_counts(model, *photos(BASE)[:1], rules, [0, 1], photos(BASE)[1], .5, True)
+    with torch.no_grad(): found = _batch_counts([model], photos(BASE)[:1], rules, [0, 1], photos(BASE)[1], .5, True)
     assert len({(rule, draw, b) for rule, draw, b, _, _ in found}) == len(found) == 2*(2*(len(RULES) + 2) + 3)
     counts = [n for _, _, _, kinds, _ in found for kind in kinds.values() for n in kind.values()]
     assert {n.device.type for n in counts} == {'cuda'} and {len(n) for n in counts} == {1, 2}
