@@ -46,7 +46,7 @@ def _asked(words: Sequence[str], expressions: Sequence[str]) -> tuple[list[str],
 def predict(
     paths: Annotated[str, dict(nargs='+')],  # photos or folders, and the expression if there is only one: photo.jpg "left dog"
     expression: Annotated[str | None, dict(action='append', type=str)] = None,  # -e: what to find; may be given several times
-    model: str = 'small',  # `small` comes with the package; or a run's folder, a hub id, a released .pth.tar
+    model: str = 'small',  # `small` comes with the package; or a run's folder, a hub id, a released .pth.tar; several with commas, whose scores are averaged
     json: str = '',  # COCO results for all photos, in this file
     mask: str = '',  # a folder for mask PNGs, 0 and 255
     overlay: str = '',  # a folder for overlay PNGs
@@ -252,8 +252,15 @@ def _recipe_options(parser: ArgumentParser) -> None:
     parser.epilog = f'presets: {", ".join(presets)}'
 
 # %% ../nbs/82_cli.ipynb #08612039
+def _models(model: str) -> list[str]:  # absolute, where they are files or folders
+    "The models that are named, with commas if several; FileNotFoundError for one that cannot be."
+    names, there = [model] if Path(model).exists() else model.split(','), lambda m: bool(m) and Path(m).exists()
+    for m in names:
+        if m and not (there(m) or m == 'small' or re.fullmatch(r'[\w.-]+/[\w.-]+', m)): raise FileNotFoundError(f'{m} is neither a file or folder nor a hub id')
+    return [str(Path(m).resolve()) if there(m) else m for m in names if m]
+
 def evaluate(
-    model: str = '',  # `small`, a run's folder, a hub id or a released .pth.tar
+    model: str = '',  # `small`, a run's folder, a hub id or a released .pth.tar; several with commas, whose scores are averaged
     predictions: str = '',  # in place of a model: masks of another program, a JSON file of COCO results
     dataset: str = 'refcoco',  # a data set's name, npz, synthetic, or hf: and a hub id, file or folder; several with commas; '': the run's own
     root: str = 'data',  # folder of the data set
@@ -278,9 +285,7 @@ def evaluate(
     check_threshold(threshold)
     at_inference(SaGConfig(), **(other := _json_object('changes', changes)))
     if predictions and not Path(predictions).is_file(): raise FileNotFoundError(f'{predictions}: no such file of COCO results')
-    local = Path(model or predictions).exists()
-    if not (local or model == 'small' or re.fullmatch(r'[\w.-]+/[\w.-]+', model)):
-        raise FileNotFoundError(f'{model} is neither a file or folder nor a hub id')
+    models, local = _models(model), Path(model or predictions).exists()
     from sag.data.hub import hub_slug
     from sag.data.sets import check_available
     from sag.runs.papermill import run
@@ -288,8 +293,9 @@ def evaluate(
     if dataset: check_available(change(Recipe(), **where, train_split=split, val_split=''), split)
     elif not Path(model, 'run.json').is_file(): raise ValueError("--dataset '' is what a run was trained on, and this is no run; name a data set")
     short = ','.join(hub_slug(n[3:]) if n.startswith('hf:') else n for n in dataset.split(','))
-    dest = dest or f'{model if model and Path(model).is_dir() else "runs/" + Path(model or predictions).stem}/{short}-{split}'
-    done = run('evaluate', dest, model=str(Path(model).resolve()) if model and local else model, predictions=predictions and str(Path(predictions).resolve()),
+    name = '+'.join(Path(m).stem for m in models) or Path(predictions).stem
+    dest = dest or f'{model if model and Path(model).is_dir() else "runs/" + name}/{short}-{split}'
+    done = run('evaluate', dest, model=','.join(models), predictions=predictions and str(Path(predictions).resolve()),
                split=split, tag=tag, draws=draws, threshold=threshold, changes=other, precision=precision, discovery=discovery, untrained=untrained,
                shown=shown, **where)
     print(_results_table(read_json(Path(dest)/'metrics.json')), f'\n\nnext: sag report {model if model and local else dest}\n')

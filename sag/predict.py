@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from http.client import HTTPException
-from itertools import islice
+from itertools import chain, islice
 from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -38,8 +38,8 @@ from .released import load_released
 # %% auto #0
 __all__ = ['RULES', 'SUFFIXES', 'weigh', 'segment_scores', 'min_max', 'full_size', 'slot_noise', 'encode_draws',
            'evaluation_mode', 'as_photo', 'photo_files', 'as_sentences', 'unknown_words', 'check_words', 'as_model',
-           'Slots', 'find_slots', 'encode_sentences', 'relevance_of', 'patch_scores', 'finished', 'Trace', 'find_masks',
-           'trace', 'segment_many', 'segment']
+           'as_models', 'Slots', 'find_slots', 'encode_sentences', 'relevance_of', 'patch_scores', 'finished', 'Trace',
+           'find_masks', 'trace', 'segment_many', 'segment']
 
 # %% ../nbs/44_predict.ipynb #0480c74f
 RULES = ('relevance', 'avg', 'max', 'min')
@@ -242,6 +242,15 @@ def as_model(
     net.tokenizer = load_tokenizer(net.config.text_encoder)
     return net.to(where)
 
+def as_models(
+    model: Any,             # as `as_model`, or several in a list or with commas: 'runs/a,runs/b'
+    device: Any = None,     # for models that are loaded
+) -> list[Any]:             # whose scores are averaged
+    "Every model of an ensemble, or the only one; see `as_model`."
+    if isinstance(model, str) and ',' in model and not Path(model).exists(): model = model.split(',')
+    if isinstance(model, (list, tuple)) and not model: raise ValueError('no model given; name one, such as small')
+    return [as_model(m, device) for m in (model if isinstance(model, (list, tuple)) else [model])]
+
 # %% ../nbs/44_predict.ipynb #b38a1301
 class Slots(NamedTuple):
     "A photo and what one draw of slots found in it; tensors where the model is."
@@ -372,32 +381,34 @@ def trace(
     return find_masks(find_slots(image, net, draw, image_id, device), said, net, **kwargs)
 
 # %% ../nbs/44_predict.ipynb #12f97591
-def _segment_batch(
-    net: Any,                       # the model
-    images: Sequence[Any],          # see `as_photo`
+def _scores(
+    net: Any,                       # a model
+    photos: Sequence[Image.Image],  # RGB
     said: list[str],                # T expressions
     text: Tensor,                   # (T,D), encoded
     draws: Sequence[int],           # numbers of the draws
-    rule: str, threshold: float, tokenizer: Any, device: Any, precision: str, urls: bool,
-) -> list[Segments]:
-    "A batch of photos, squashed to the model's square and brought back to their sizes."
-    photos, c = [as_photo(o, urls) for o in images], net.config
-    transform, scores = image_transform(c.image_size, c.image_mean, c.image_std), [list[Tensor]() for _ in photos]
+    rule: str, tokenizer: Any, device: Any, precision: str,
+) -> list[list[Tensor]]:            # for each photo, (T,H,W) of each draw
+    "Scores of a batch of photos, squashed to the model's square and brought back to their sizes."
+    c, scores = net.config, [list[Tensor]() for _ in photos]
+    transform = image_transform(c.image_size, c.image_mean, c.image_std)
     with evaluation_mode(net, device, precision) as where:
         for _, out in encode_draws(net, torch.stack([transform(p) for p in photos]).to(where), [0] * len(photos), draws):
             for slots, maps, features, photo, found in zip(out.slots, at_least_float32(out.slot_maps), out.features, photos, scores, strict=True):
                 relevance = relevance_of(net, said, text, slots[None], maps, tokenizer)
                 score = patch_scores(net, relevance, maps, features, said, rule, tokenizer)
                 found.append(_check_finite(finished(net, score, photo.size[::-1], photo.copy).cpu()))
-    mean = [s[0] if len(s) == 1 else min_max(torch.stack(s).mean(0)) for s in scores]
-    names = [str(o) if isinstance(o, (str, PathLike)) else '' for o in images]
-    return [Segments(s, s >= threshold, said, p, name) for s, p, name in zip(mean, photos, names, strict=True)]
+    return scores
+
+def _mean(scores: Sequence[Tensor]) -> Tensor:  # (T,H,W) each
+    "The only score, or the mean of several, stretched to [0, 1]."
+    return scores[0] if len(scores) == 1 else min_max(torch.stack([*scores]).mean(0))
 
 # %% ../nbs/44_predict.ipynb #e613edd4
 def segment_many(
     images: str | PathLike | Iterable[Any],     # a folder, or photos as `as_photo` takes them
     expressions: str | Sequence[str],           # one expression or several, looked for in every photo
-    model: SaG | str | PathLike = 'small',      # a model, or where one was saved: a folder or hub id; `small` comes with the package
+    model: Any = 'small',                       # a model, where one was saved (a folder or hub id; `small` comes with the package), or several, see `as_models`
     draws: int = 1,                             # slot draws to average; more are steadier and slower
     seed: int = 0,                              # number of the first draw
     threshold: float = .5,                      # mask = score ≥ threshold
@@ -416,11 +427,16 @@ def segment_many(
     check_threshold(threshold)
     weigh(torch.ones(1, 1), rule)       # a rule that does not exist
     todo = iter(photo_files(images) if isinstance(images, (str, PathLike)) else images)
-    net = as_model(model, device)
-    with evaluation_mode(net, device, precision) as where: text = encode_sentences(net, said, tokenizer, where)
+    nets, texts, asked = as_models(model, device), list[Tensor](), range(seed, seed + draws)
+    for net in nets:
+        with evaluation_mode(net, device, precision) as where: texts.append(encode_sentences(net, said, tokenizer, where))
     def batches() -> Iterator[Segments]:
         while some := list(islice(todo, batch_size)):
-            yield from _segment_batch(net, some, said, text, range(seed, seed + draws), rule, threshold, tokenizer, device, precision, urls)
+            photos, names = [as_photo(o, urls) for o in some], [str(o) if isinstance(o, (str, PathLike)) else '' for o in some]
+            scores = [_scores(net, photos, said, text, asked, rule, tokenizer, device, precision) for net, text in zip(nets, texts, strict=True)]
+            for photo, name, *found in zip(photos, names, *scores, strict=True):
+                score = _mean([*chain.from_iterable(found)])
+                yield Segments(score, score >= threshold, said, photo, name)
     return batches()
 
 # %% ../nbs/44_predict.ipynb #ec20419f
@@ -428,7 +444,7 @@ def segment_many(
 def segment(
     image: Any,                                 # path, PIL image, array or tensor, see `as_photo`
     expressions: str | Sequence[str],           # one expression or several
-    model: SaG | str | PathLike = 'small',      # a model, or where one was saved: a folder or hub id; `small` comes with the package
+    model: Any = 'small',                       # a model, where one was saved, or several, see `segment_many`
     **kwargs: Any,
 ) -> Segments:                                  # unpacks as scores (T,H,W) in [0,1], masks (T,H,W) bool
     "Soft and hard masks at the photo's own size. Errors name what is missing, broken, blank or too long."

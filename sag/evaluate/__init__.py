@@ -9,6 +9,7 @@ import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import lru_cache
 from itertools import chain
 from os import PathLike
@@ -227,29 +228,35 @@ def _trivial_scores(batch: Any, rules: Sequence[str], draw: int) -> Iterator[tup
             yield rule, draw, b, trivial_mask(rule, (es[0].height, es[0].width)).to(batch.input_ids.device).expand(len(es), -1, -1)
 
 # %% ../../nbs/46_evaluate.ipynb #8ee273f4
-def _batch_counts(model: Any, batch: Any, rules: Sequence[str], draws: Sequence[int], trues: Sequence[Truth], threshold: float,
+def _mean_scores(models: Sequence[Any], batches: Sequence[Any], *args: Any) -> Iterator[tuple[str, int, int, Tensor]]:
+    "`_batch_scores` of every model, averaged."
+    for same in zip(*(_batch_scores(model, batch, *args) for model, batch in zip(models, batches, strict=True)), strict=True):
+        scores = [score for *_, score in same]
+        yield *same[0][:3], scores[0] if len(scores) == 1 else min_max(sum(scores[1:], scores[0]))
+
+def _batch_counts(models: Sequence[Any], batches: Sequence[Any], rules: Sequence[str], draws: Sequence[int], trues: Sequence[Truth], threshold: float,
                   keep_masks: bool) -> list[tuple[str, int, int, _Counts, Tensor | None]]:  # rule, draw, index b of the photo, masks (T_b,H,W) if kept
     "All that a GPU computes for a batch; the CPU waits for none of it."
-    groups, slots, found = expressions_by_photo(batch), [r for r in rules if r not in TRIVIAL], list[Any]()
-    scored = _batch_scores(model, batch, slots, draws, trues, threshold) if slots else ()
-    for rule, draw, b, score in chain(_trivial_scores(batch, [r for r in rules if r in TRIVIAL], draws[0]), scored):
+    groups, slots, found = expressions_by_photo(batches[0]), [r for r in rules if r not in TRIVIAL], list[Any]()
+    scored = _mean_scores(models, batches, slots, draws, trues, threshold) if slots else ()
+    for rule, draw, b, score in chain(_trivial_scores(batches[0], [r for r in rules if r in TRIVIAL], draws[0]), scored):
         kept = keep_masks and (rule, draw) == (rules[0], draws[0])
         masks = None if not kept else score if score.dtype == torch.bool else at_least(score, threshold)
         found.append((rule, draw, b, _counted(groups[b], score, trues[b], threshold), masks))
     return found
 
 def _batch_rows(
-    model: Any,                     # as `evaluate`
-    batch: Any,                     # `Batch` on the model's device
+    models: Sequence[Any],          # SaG, or anything with its encode_image, encode_text and relevance
+    batches: Sequence[Any],         # `Batch` of the same photos for each model, on its device
     rules: Sequence[str],           # of `RULES`, `TRIVIAL`, `BLIND`, `ORACLE` or `MEAN`
     draws: Sequence[int],           # numbers of the draws
     threshold: float = .5,          # mask = score ≥ threshold
     keep_masks: bool = False,       # the mask under the first rule and draw in the column `rle`
 ) -> list[dict[str, Any]]:          # a row for each rule, draw and expression
     "`evaluate`'s rows of one batch of photos. Numbers are read when all of them have been asked for."
-    groups, rows = expressions_by_photo(batch), list[dict[str, Any]]()
-    trues = [truth(es, batch.input_ids.device) for es in groups]
-    for rule, draw, b, counts, masks in _batch_counts(model, batch, rules, draws, trues, threshold, keep_masks):
+    groups, rows = expressions_by_photo(batches[0]), list[dict[str, Any]]()
+    trues = [truth(es, batches[0].input_ids.device) for es in groups]
+    for rule, draw, b, counts, masks in _batch_counts(models, batches, rules, draws, trues, threshold, keep_masks):
         new = [dict(rule=rule, draw=draw) | r for r in _rows(groups[b], counts)]
         rows += new if masks is None else [r | dict(rle=rle) for r, rle in zip(new, run_lengths(masks.cpu()), strict=True)]
     return rows
@@ -272,7 +279,7 @@ def in_order(
 
 # %% ../../nbs/46_evaluate.ipynb #e7f8a420
 def evaluate(
-    model: Any,                                 # SaG, or anything with its encode_image, encode_text and relevance
+    model: Any,                                 # SaG, or anything with its encode_image, encode_text and relevance; several in a list: their mean
     expressions: Iterable[Expression],          # with masks or boxes
     draws: Sequence[int] = (0, 1, 2),           # slot draws; the spread over them is part of the result
     rules: Sequence[str] = ('relevance',),      # of `RULES`, `ORACLE` or `MEAN`
@@ -280,7 +287,7 @@ def evaluate(
     batch_size: int = 16,                       # photos; changes speed and memory, not results
     threshold: float = .5,                      # mask = score ≥ threshold
     progress: bool = True,                      # show a bar
-    features: Mapping[Path, Tensor] | None = None,  # (N,C) of each photo, in place of decoding it
+    features: Mapping[Path, Tensor] | None = None,  # (N,C) of each photo, in place of decoding it; of a single model
     workers: int = 0,                           # processes that decode photos
     keep_masks: bool = False,                   # add the mask under the first rule and draw, as run lengths, in the column `rle`
     precision: str = '',                        # fp32, fp16, bf16 or auto; default as the weights are
@@ -290,11 +297,13 @@ def evaluate(
     _check_rules(asked)
     check_threshold(threshold)
     if not draws: raise ValueError('draws is empty; at least one slot draw is needed')
-    batches = photo_batches(model, expressions, batch_size, features, workers)
+    models, expressions = list(model) if isinstance(model, (list, tuple)) else [model], list(expressions)
+    loaders = [photo_batches(m, expressions, batch_size, features, workers) for m in models]
     found: dict[tuple[int, int], list[dict[str, Any]]] = {}     # (kind, number of the batch) → rows
-    with evaluation_mode(model, precision=precision) as where, tqdm(total=sum(map(len, batches)), desc='evaluate', disable=not progress) as bar:
-        for kind, i, batch in ((k, i, b) for k, some in enumerate(batches) for i, b in enumerate(some)):
-            found[kind, i] = _batch_rows(model, batch.to(where), asked, draws, threshold, keep_masks)
+    with ExitStack() as stack, tqdm(total=sum(map(len, loaders[0])), desc='evaluate', disable=not progress) as bar:
+        where = [stack.enter_context(evaluation_mode(m, precision=precision)) for m in models]
+        for kind, i, same in ((k, i, b) for k, some in enumerate(zip(*loaders, strict=True)) for i, b in enumerate(zip(*some, strict=True))):
+            found[kind, i] = _batch_rows(models, [b.to(w) for b, w in zip(same, where, strict=True)], asked, draws, threshold, keep_masks)
             bar.update()
     return tidy(in_order(found))
 
