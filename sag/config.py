@@ -225,5 +225,5 @@ def to_json(config: SaGConfig) -> str:
 
 # %% ../nbs/00_config.ipynb #b3f0c1d3
 def check_threshold(threshold: float) -> None:
-    "ValueError for a threshold that every score reaches, or none."
-    if not 0 < threshold <= 1: raise ValueError(f'threshold={threshold}; choose a number above 0, up to 1')
+    "ValueError for a threshold that no score can have."
+    if not 0 <= threshold <= 1: raise ValueError(f'threshold={threshold}; choose a number from 0 to 1')
