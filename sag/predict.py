@@ -232,6 +232,7 @@ def as_model(
 ) -> Any:
     "The model, loaded if need be; see `SaG.from_pretrained` and `load_released` for what they raise."
     if not isinstance(model, (str, PathLike)): return model
+    if not str(model): raise ValueError('a model without a name; name one, such as small')
     where = str(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
     try: torch.ones(1, device=where).item()
     except (RuntimeError, AssertionError, NotImplementedError) as e:
