@@ -256,8 +256,9 @@ def _models(model: str) -> list[str]:  # absolute, where they are files or folde
     "The models that are named, with commas if several; FileNotFoundError for one that cannot be."
     names, there = [model] if Path(model).exists() else model.split(','), lambda m: bool(m) and Path(m).exists()
     for m in names:
-        if m and not (there(m) or m == 'small' or re.fullmatch(r'[\w.-]+/[\w.-]+', m)): raise FileNotFoundError(f'{m} is neither a file or folder nor a hub id')
-    return [str(Path(m).resolve()) if there(m) else m for m in names if m]
+        if there(m) or m == 'small' or re.fullmatch(r'[\w.-]+/[\w.-]+', m): continue
+        raise FileNotFoundError(f'{m or repr(m)} is neither a file or folder nor a hub id')
+    return [str(Path(m).resolve()) if there(m) else m for m in names]
 
 def evaluate(
     model: str = '',  # `small`, a run's folder, a hub id or a released .pth.tar; several with commas, whose scores are averaged
@@ -285,7 +286,7 @@ def evaluate(
     check_threshold(threshold)
     at_inference(SaGConfig(), **(other := _json_object('changes', changes)))
     if predictions and not Path(predictions).is_file(): raise FileNotFoundError(f'{predictions}: no such file of COCO results')
-    models, local = _models(model), Path(model or predictions).exists()
+    models, local = _models(model) if model else [], Path(model or predictions).exists()
     from sag.data.hub import hub_slug
     from sag.data.sets import check_available
     from sag.runs.papermill import run

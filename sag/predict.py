@@ -39,7 +39,7 @@ from .released import load_released
 __all__ = ['RULES', 'SUFFIXES', 'weigh', 'segment_scores', 'min_max', 'full_size', 'slot_noise', 'encode_draws',
            'evaluation_mode', 'as_photo', 'photo_files', 'as_sentences', 'unknown_words', 'check_words', 'as_model',
            'as_models', 'Slots', 'find_slots', 'encode_sentences', 'relevance_of', 'patch_scores', 'finished', 'Trace',
-           'find_masks', 'trace', 'segment_many', 'segment']
+           'find_masks', 'trace', 'mean_score', 'segment_many', 'segment']
 
 # %% ../nbs/44_predict.ipynb #0480c74f
 RULES = ('relevance', 'avg', 'max', 'min')
@@ -401,7 +401,7 @@ def _scores(
                 found.append(_check_finite(finished(net, score, photo.size[::-1], photo.copy).cpu()))
     return scores
 
-def _mean(scores: Sequence[Tensor]) -> Tensor:  # (T,H,W) each
+def mean_score(scores: Sequence[Tensor]) -> Tensor:  # (T,H,W) each
     "The only score, or the mean of several, stretched to [0, 1]."
     return scores[0] if len(scores) == 1 else min_max(torch.stack([*scores]).mean(0))
 
@@ -436,7 +436,7 @@ def segment_many(
             photos, names = [as_photo(o, urls) for o in some], [str(o) if isinstance(o, (str, PathLike)) else '' for o in some]
             scores = [_scores(net, photos, said, text, asked, rule, tokenizer, device, precision) for net, text in zip(nets, texts, strict=True)]
             for photo, name, *found in zip(photos, names, *scores, strict=True):
-                score = _mean([*chain.from_iterable(found)])
+                score = mean_score([*chain.from_iterable(found)])
                 yield Segments(score, score >= threshold, said, photo, name)
     return batches()
 

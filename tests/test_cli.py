@@ -59,6 +59,7 @@ WRONG = {
     'predict photo.jpg -e dog --device tpu': "device='tpu' is not to be had",
     'predict photo.jpg -e dog --draws 999999999': 'draws must be at most 10,000',
     'predict http://[x -e dog --urls': 'http://[x cannot be fetched',
+    'evaluate small,': "'' is neither a file or folder nor a hub id",
     'evaluate small,nowhere/at/all': 'nowhere/at/all is neither a file or folder nor a hub id',
     'predict photo.jpg -e dog --model small,none': 'none',
     'evaluate nowhere/at/all': 'neither a file or folder nor a hub id',

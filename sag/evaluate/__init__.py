@@ -23,13 +23,28 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from sag.predict import (
+    RULES,
+    as_models,
+    encode_draws,
+    evaluation_mode,
+    finished,
+    full_size,
+    mean_score,
+    min_max,
+    patch_scores,
+    relevance_of,
+    segment_scores,
+    unknown_words,
+    weigh,
+)
+
 from ..config import check_threshold
 from ..data.batches import PhotoTexts, at_least_float32, loader, text_limit, tokenizer_of
 from ..data.expressions import Expression, by_photo, decode, has_mask
 from ..distribute import everyone, turn
 from ..masks import read_results, run_lengths
 from ..metrics import aggregate, as_stack, at_least, bootstrap, box_mask, check_shapes, measures, pixel_counts, ratios, read_counts
-from ..predict import RULES, encode_draws, evaluation_mode, finished, full_size, min_max, patch_scores, relevance_of, segment_scores, unknown_words, weigh
 
 # %% auto #0
 __all__ = ['TRIVIAL', 'BLIND', 'ORACLE', 'MEAN', 'COLUMNS', 'NAMES', 'HEADLINE', 'photo_texts', 'photo_batches',
@@ -231,8 +246,7 @@ def _trivial_scores(batch: Any, rules: Sequence[str], draw: int) -> Iterator[tup
 def _mean_scores(models: Sequence[Any], batches: Sequence[Any], *args: Any) -> Iterator[tuple[str, int, int, Tensor]]:
     "`_batch_scores` of every model, averaged."
     for same in zip(*(_batch_scores(model, batch, *args) for model, batch in zip(models, batches, strict=True)), strict=True):
-        scores = [score for *_, score in same]
-        yield *same[0][:3], scores[0] if len(scores) == 1 else min_max(sum(scores[1:], scores[0]))
+        yield *same[0][:3], mean_score([score for *_, score in same])
 
 def _batch_counts(models: Sequence[Any], batches: Sequence[Any], rules: Sequence[str], draws: Sequence[int], trues: Sequence[Truth], threshold: float,
                   keep_masks: bool) -> list[tuple[str, int, int, _Counts, Tensor | None]]:  # rule, draw, index b of the photo, masks (T_b,H,W) if kept
@@ -297,7 +311,7 @@ def evaluate(
     _check_rules(asked)
     check_threshold(threshold)
     if not draws: raise ValueError('draws is empty; at least one slot draw is needed')
-    models, expressions = list(model) if isinstance(model, (list, tuple)) else [model], list(expressions)
+    models, expressions = as_models(model), list(expressions)
     loaders = [photo_batches(m, expressions, batch_size, features, workers) for m in models]
     found: dict[tuple[int, int], list[dict[str, Any]]] = {}     # (kind, number of the batch) → rows
     with ExitStack() as stack, tqdm(total=sum(map(len, loaders[0])), desc='evaluate', disable=not progress) as bar:
