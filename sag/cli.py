@@ -28,7 +28,7 @@ from typing import Annotated, Any
 from fastcore.docments import docments
 from fastcore.script import anno_parser
 
-from .config import Recipe, SaGConfig, allowed, at_inference, change, check_threshold, to_json
+from .config import Recipe, SaGConfig, allowed, at_inference, beyond_text, change, check_threshold, to_json
 from .files import Lenient, atomic, read_json
 from .presets import presets, recipe
 
@@ -307,6 +307,7 @@ def _results_table(metrics: dict) -> str:
     "The rules' measures as lines of text."
     columns = [c for c in ('mIoU', 'cIoU', 'Prec@.5', 'pointing', 'pointing in box') if any(c in m for m in metrics['rules'].values())]
     what = f"{metrics['expressions']} expressions of {metrics['photos']} photos ({metrics.get('split', '')}), {metrics.get('draws', 1)} slot draws"
+    if more := beyond_text(metrics.get('supervision', '')): what += f'; the model learned from more than text{more}'
     lines = [what + '; in %, with 95 % interval over photos\n', f"{'':20}" + ''.join(f'{c:>22}' for c in columns)]
     for rule, m in metrics['rules'].items():
         cells = (f'{m[c]:.1f}' + (f' [{m[c + " lo"]:.1f}, {m[c + " hi"]:.1f}]' if f'{c} lo' in m else '') if c in m else '' for c in columns)

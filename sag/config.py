@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['INFERENCE', 'allowed', 'Encoders', 'Widths', 'SaGConfig', 'Data', 'Optimisation', 'Recipe', 'change', 'at_inference',
-           'model_config', 'to_json', 'check_threshold']
+           'model_config', 'to_json', 'supervision', 'beyond_text', 'check_threshold']
 
 # %% ../nbs/00_config.ipynb #f5b9202e
 import json
@@ -222,6 +222,20 @@ def model_config(recipe: SaGConfig) -> SaGConfig:
 def to_json(config: SaGConfig) -> str:
     "The fields of a config or recipe as JSON text."
     return json.dumps(asdict(config), indent=2)
+
+# %% ../nbs/00_config.ipynb #4706450d
+def supervision(
+    recipe: Any,  # a config or recipe, or the fields of one in a dict
+    *others: str,  # of models that it started from, or stands beside
+) -> str:  # such as 'text + referents'
+    "What a model learned from."
+    r = recipe if isinstance(recipe, dict) else asdict(recipe)
+    more = {'referents': r.get('overlap_weight') and r.get('overlap_pairs') == 'referents'}  # what of it, and when
+    return ' + '.join(dict.fromkeys([part for s in ('text', *others) for part in s.split(' + ')] + [k for k, used in more.items() if used]))
+
+def beyond_text(learned: str) -> str:  # of `supervision` → '' or ' (text + referents)'
+    "What is put after a model's name."
+    return f' ({learned})' if learned not in ('', 'text') else ''
 
 # %% ../nbs/00_config.ipynb #b3f0c1d3
 def check_threshold(threshold: float) -> None:

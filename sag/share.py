@@ -81,6 +81,7 @@ def _measured(title: str, facts: dict[str, Any]) -> str:  # of `measurements` â†
     return _MEASURED.format(**dict(threshold=.5) | facts, title=escape_markdown(title), table=markdown(shown))
 
 # %% ../nbs/72_share.ipynb #c7d501da
+_LEARNED = 'No mask and no box was trained on.'
 _SELECTION = dict(
     last='the last step; no mask was looked at to choose it.',
     best_val_miou='**the best mIoU on {}: masks of that split chose these weights**, so they are not the product of text alone, '
@@ -104,6 +105,7 @@ def _in_words(record: dict[str, Any]) -> dict[str, Any]:
     text = {k: escape_markdown(v) if isinstance(v, str) else v for k, v in (r | record).items()}
     return text | dict(
         data=escape_markdown(' '.join(filter(None, (r['dataset'], r['split_by'])))), train_split=_code(r['train_split']),
+        learned=_LEARNED if (learned := record.get('supervision', 'text')) == 'text' else f'**More than text: {escape_markdown(learned)}.**',
         image=_backbone(r['image_encoder'], r['image_weights'], r['freeze_image']),
         text=_backbone(r['text_encoder'], r['text_weights'], r['freeze_text']),
         selected=_SELECTION[r['selection']].format(_code(r['val_split'])),

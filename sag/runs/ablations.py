@@ -177,7 +177,8 @@ def sweep_text(
     table: pd.DataFrame,  # of `sweep`
 ) -> str:
     "Status, results and seconds of each run; RunError with the same text if a run failed."
-    measures = [c for c in ('status', 'mIoU', 'cIoU', 'Prec@.5', 'pointing', 'pointing in box', 'seconds') if c in table]
+    more = ['supervision'] if {*table.get('supervision', pd.Series()).dropna()} - {'text'} else []
+    measures = [c for c in ('status', *more, 'mIoU', 'cIoU', 'Prec@.5', 'pointing', 'pointing in box', 'seconds') if c in table]
     text = table[measures].to_string(float_format='{:.1f}'.format, na_rep='')
     failed = list(table.index[table.status != 'finished'])
     if failed:
