@@ -107,6 +107,7 @@ class SaGConfig(Widths, Encoders):
     fusion: bool = True  # expressions collect slots by the fusion module (ablation: False, by plain similarity)
     cosine_scale: float = _number(0.)  # without fusion: relevance is a softmax of cosines times this (0: of products / √D)
     cuts: tuple = _number((), 1)  # clusters: cut the photo several times, into so many clusters each; all of them are slots ((): once, into K)
+    slot_geometry: bool = False  # centre, extent and area of a slot's map are part of the slot, see `sag.model.geometry` (ours)
     place: float = _number(0.)  # inference: relevance × exp(this · words of place), see `sag.place` (0: the paper's method)
     student: float = _number(0., 0, 1)  # inference: share of a student's score in the mask, see `sag.model.student` (0: there is none)
     edges: float = _number(0., 0, .5)  # inference: radius of a guided filter, share of the photo's side, see `sag.model.refine` (0: none)
@@ -171,6 +172,9 @@ class Optimisation:
     fixed_target: bool = True  # as the target of the contrastive loss a text takes no gradient (paper); False: it does
     ignore_same_text: bool = False  # photos that have an expression of the same words are no negatives of it
     reconstruction_weight: float = _number(1.)  # of the reconstruction loss
+    mirror_weight: float = _number(0.)  # of telling a photo from its mirror image by sentences that say left or right (ours)
+    overlap_weight: float = _number(0.)  # of the overlap of what two expressions of one photo attend to (0: the paper's method)
+    overlap_pairs: str = _one_of('texts', 'referents')  # which two: of different words (`texts`), or of different `referents`, which is more than text
 
 # %% ../nbs/00_config.ipynb #8f473759
 @dataclass(frozen=True)

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['FREE', 'load_data', 'training_texts', 'test_split', 'build_model', 'save_memory', 'batches', 'optimizer', 'ramp',
-           'lr_factor', 'repeated', 'losses', 'own_scores', 'student_losses', 'accelerator', 'Training', 'batch_losses',
-           'train_step', 'update', 'Diverged', 'flush', 'leave_out', 'validate', 'warn_of_leak', 'checkpoint', 'begin',
-           'check_recipe', 'keep_to_limit', 'own_part', 'prepare', 'stream', 'advance', 'fit']
+           'lr_factor', 'repeated', 'losses', 'mirror_texts', 'overlapping', 'inside_losses', 'own_scores',
+           'student_losses', 'accelerator', 'Training', 'batch_losses', 'train_step', 'update', 'Diverged', 'flush',
+           'leave_out', 'validate', 'warn_of_leak', 'checkpoint', 'begin', 'check_recipe', 'keep_to_limit', 'own_part',
+           'check_referents', 'prepare', 'stream', 'advance', 'fit']
 
 # %% ../nbs/52_train.ipynb #7d1b64da
 import json
@@ -36,7 +37,7 @@ from tqdm import tqdm
 
 from .checkpoint import Terminated, checkpoints, newest, random_state, save, set_random_state, terminable
 from .config import Recipe, change, supervision, to_json
-from .data.batches import Batch, PhotoTexts, StreamTexts, at_least_float32, cache_photos, load_tokenizer, loader, text_limit, word_tokenizer
+from .data.batches import Batch, PhotoTexts, StreamTexts, at_least_float32, cache_photos, load_tokenizer, loader, pad, text_limit, tokenize, word_tokenizer
 from .data.expressions import Expressions
 from .data.features import Features, cache_features
 from .data.phrases import same_text, to_phrases
@@ -46,11 +47,11 @@ from .distribute import autocast, everyone, free_memory, precision_here, share_s
 from .evaluate import check_measurable, evaluate, summary
 from .evaluate.retrieval import retrieval
 from .files import Lenient, hold, remove_temporary
-from .losses import contrastive_loss, reconstruction_loss, student_loss
+from .losses import contrastive_loss, mirror_loss, overlap_loss, reconstruction_loss, student_loss
 from .model.encoders import Recall
 from .model.sag import SaG, SaGOutput, kept_bytes, load_weights, pretrained_folder, read_pretrained, read_supervision
 from .model.student import logits
-from .place import placed
+from .place import exchanged, placed
 from .predict import min_max, segment_scores
 from .record import Run, write_record
 
@@ -182,14 +183,55 @@ def repeated(
 def losses(
     out: SaGOutput,  # of the batch, at least float32
     batch: Batch,  # T expressions of B photos
-    recipe: Recipe,  # temperature, ignore_same_text, fixed_target, reconstruct and reconstruction_weight
+    recipe: Recipe,  # temperature, ignore_same_text, fixed_target, reconstruct and the weights of the losses
 ) -> dict[str, Tensor]:  # scalars: `loss`, which is minimised, and what else to watch
     "The weighted sum of the losses (paper, training); the mean over processes is the whole batch's."
     own = batch.image_of_text
     same = repeated(batch) if recipe.ignore_same_text else None
     contrast = contrastive_loss(out, own + turn()[0]*len(out.slots), recipe.temperature, same, recipe.fixed_target)*weight(len(own), own.device)
     recon = reconstruction_loss(out) if recipe.reconstruct else torch.zeros_like(contrast)
-    return dict(loss=contrast + recipe.reconstruction_weight*recon, contrastive=contrast, reconstruction=recon)
+    more = inside_losses(out, batch, recipe)
+    loss = contrast + recipe.reconstruction_weight*recon + sum(getattr(recipe, f'{k}_weight')*v for k, v in more.items())
+    return dict(loss=loss, contrastive=contrast, reconstruction=recon) | more
+
+# %% ../nbs/52_train.ipynb #554580ee
+def mirror_texts(
+    batch: Batch,  # T expressions
+    model: SaG,  # its tokenizer
+) -> tuple[Tensor, Tensor, Tensor] | None:  # their numbers (M,), input_ids and attention_mask (M, L); None where no expression says left or right
+    "The expressions that say left or right, with the two exchanged, see `sag.place.exchanged`."
+    said = {i: s for i, e in enumerate(batch.expressions) if (s := exchanged(e.sentence))}
+    ids = tokenize([*said.values()], model.tokenizer, text_limit(model), truncate=True)
+    rows, tokens = torch.tensor([*said]), pad(ids, model.tokenizer.pad_token_id or 0)
+    return tuple(x.to(batch.image_of_text.device) for x in (rows, *tokens)) if said else None  # type: ignore[return-value]
+
+def overlapping(
+    batch: Batch,  # T expressions
+    pairs: str,  # overlap_pairs
+) -> Tensor:  # (T, T) bool
+    "Which two expressions of one photo differ in their words (`texts`), and in the objects they are known to mean too (`referents`)."
+    text, photo = same_text([e.sentence for e in batch.expressions]), batch.image_of_text.cpu()
+    found = (photo[:, None] == photo) & (text[:, None] != text)
+    if pairs == 'referents':
+        known: dict[tuple[int, ...], int] = {}
+        thing = torch.tensor([known.setdefault(e.ann_ids, len(known)) for e in batch.expressions])
+        named = torch.tensor([bool(e.ann_ids) for e in batch.expressions])
+        found &= (thing[:, None] != thing) & named & named[:, None]
+    return found.to(batch.image_of_text.device)
+
+def inside_losses(
+    out: SaGOutput,  # of the batch
+    batch: Batch,  # T expressions of B photos
+    recipe: Recipe,  # mirror_weight, overlap_weight, overlap_pairs, temperature and fixed_target
+) -> dict[str, Tensor]:  # `mirror` and `overlap`, of those that have a weight
+    "The losses that look inside one photo, of this process's photos alone."
+    own, found = batch.image_of_text, dict[str, Tensor]()
+    if recipe.mirror_weight:
+        rows = torch.tensor([i for i, e in enumerate(batch.expressions) if exchanged(e.sentence)], dtype=torch.long, device=own.device)
+        found['mirror'] = mirror_loss(out.mirror, own[rows], recipe.temperature, recipe.fixed_target) if out.mirror else own.new_zeros((), dtype=torch.float32)
+    if recipe.overlap_weight:
+        found['overlap'] = overlap_loss(out, own, overlapping(batch, recipe.overlap_pairs), turn()[0]*len(out.slots))
+    return found
 
 # %% ../nbs/52_train.ipynb #91ca50f8
 def own_scores(
@@ -267,15 +309,20 @@ class Training:
         return sum(h['wait'] for h in self.history)/sum(h['seconds'] for h in self.history)
 
 # %% ../nbs/52_train.ipynb #1bdccb6b
+def _full(out: SaGOutput) -> SaGOutput:
+    "An output in at least float32."
+    values = {k: at_least_float32(v) if isinstance(v, Tensor) else _full(v) for k, v in vars(out).items() if v is not None}
+    return replace(out, **values)
+
 def batch_losses(
     training: Training,  # its model and losses
     batch: Batch,  # on the model's device
 ) -> dict[str, Tensor]:  # see `losses`
     "Forward pass and losses of a batch."
+    more = dict(mirror=mirror_texts(batch, training.model)) if training.recipe.mirror_weight else {}
     with autocast(training.recipe.precision, training.model.device):
-        out = training.forward(batch.pixel_values, batch.input_ids, batch.attention_mask, None, batch.features)
-    full = {k: at_least_float32(v) for k, v in vars(out).items() if isinstance(v, Tensor)}
-    return training.losses(replace(out, **full), batch, training.recipe)
+        out = training.forward(batch.pixel_values, batch.input_ids, batch.attention_mask, None, batch.features, **more)
+    return training.losses(_full(out), batch, training.recipe)
 
 def train_step(
     training: Training,  # model and optimiser are advanced by one iteration
@@ -435,6 +482,10 @@ def check_recipe(recipe: Recipe, where: str = 'cpu') -> None:
         raise ValueError(f'reconstruct=False has no loss for reconstruction_weight={r.reconstruction_weight} to weigh; set it to 0')
     if r.precision == 'fp16' and where == 'cpu': raise ValueError("precision='fp16' needs a GPU: its losses are scaled; on a CPU use fp32, bf16 or auto")
     if r.student and not r.start: raise ValueError('a student learns from the masks of a trained model: name its folder in start')
+    inside = [k for k in ('mirror_weight', 'overlap_weight') if getattr(r, k)]
+    if r.student and inside: raise ValueError(f'{inside[0]} is for the model, and a student learns from it as it is: set it to 0')
+    if r.overlap_weight and (r.group != 'photo' or r.texts_per_photo < 2):
+        raise ValueError("overlap_weight compares expressions of one photo: set group='photo' and texts_per_photo to 2 or more")
     if not r.steps and not r.epochs: raise ValueError('steps=0 and epochs=0 train nothing; set one of them')
 
 def keep_to_limit(
@@ -481,6 +532,16 @@ def _expressions(part: Any, usual: Callable[[Recipe], Expressions], recipe: Reci
     part = usual if part is None else part
     return part(recipe) if callable(part) else part
 
+def check_referents(
+    recipe: Recipe,  # overlap_weight and overlap_pairs
+    texts: Expressions | Pairs,  # to train on
+) -> None:
+    "ValueError if the recipe asks which expressions mean the same thing, and the data do not say."
+    if not recipe.overlap_weight or recipe.overlap_pairs != 'referents': return
+    bare = next((e for e in (texts.head(1000) if isinstance(texts, Pairs) else texts) if not e.ann_ids and not e.no_target), None)
+    if bare: raise ValueError(f"overlap_pairs='referents' needs annotated objects, and {recipe.dataset} has none for {bare.sentence!r} of {bare.image.name}: "
+                              "use overlap_pairs='texts'")
+
 def _vocabulary(recipe: Recipe, texts: Expressions | Pairs) -> list[str]:
     "The sentences that a tokenizer of whole words knows: all, or those of a stream's first samples."
     if not isinstance(texts, Pairs): return [e.sentence for e in texts]
@@ -498,6 +559,7 @@ def prepare(
     "Everything that has to be there before the first step."
     with machine.main_process_first():  # the others then find written what has to be written once
         texts = _expressions(own['train'], training_texts, recipe)
+        check_referents(recipe, texts)
         watched = _expressions(own['val'], lambda r: load_data(r, r.val_split) if r.val_split else Expressions(), recipe)
         watched = Expressions([e for es in list(watched.photos().values())[:recipe.val_photos or None] for e in es])
         if recipe.selection == 'best_val_miou' and not watched.has_masks:
@@ -511,7 +573,9 @@ def prepare(
         data = batches(recipe, model, texts, features)
         recipe = save_memory(recipe, model, data)
         if recipe.cache_features and recipe.freeze_text and machine.device.type == 'cpu':  # a GPU would wait for the look-up
-            model.text.pooled = Recall(model.text, data.dataset.ids)  # type: ignore[method-assign]
+            other = [s for e in data.dataset.expressions if (s := exchanged(e.sentence))] if recipe.mirror_weight else []
+            ids = data.dataset.ids + tokenize(other, model.tokenizer, text_limit(model), truncate=True)
+            model.text.pooled = Recall(model.text, ids)  # type: ignore[method-assign]
     total = recipe.steps or round(recipe.epochs*len(data)/recipe.accumulate)
     if not total: raise ValueError(f'epochs={recipe.epochs} of {len(data)} batches make no step')
     training = Training(recipe, model, total, run, machine, own['losses'] or (student_losses if recipe.student else losses))
@@ -552,7 +616,7 @@ def _settled(recipe: Recipe, run: Run | None, device: Any) -> Recipe:
 
 def _progress(training: Training) -> Iterator[int]:
     "The steps to take, with a bar that shows the last known losses."
-    shown = 'contrastive', 'reconstruction', 'student', 'val mIoU'
+    shown = 'contrastive', 'reconstruction', 'mirror', 'overlap', 'student', 'val mIoU'
     with tqdm(desc='training', initial=training.step, total=training.total, mininterval=5, disable=not training.main, file=Lenient(sys.stderr)) as bar:
         for step in range(training.step + 1, training.total + 1):
             yield step

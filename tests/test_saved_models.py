@@ -48,7 +48,7 @@ def fields(folder, change):
 def test_the_same_model_comes_back(saved):
     back = SaG.from_pretrained(saved[0])
     assert all(w.equal(saved[1].state_dict()[n]) for n, w in back.state_dict().items()) and not back.training
-    assert json.loads((saved[0]/'config.json').read_text())['version'] == 3
+    assert json.loads((saved[0]/'config.json').read_text())['version'] == 4
 
 
 @pytest.mark.parametrize('name', SaGConfig.__dataclass_fields__)

@@ -110,5 +110,8 @@ class Clusters(nn.Module):
         recall = self.training and features.device.type == 'cpu' and not torch.compiler.is_compiling() # a GPU would wait for the keys
         labels = (self.recalled if recall else self.labels)(features) # (B, cuts, h·w)
         own = torch.cat([F.one_hot(x, k) for x, k in zip(labels.unbind(1), self.cuts, strict=True)], -1).to(context) # (B, h·w, K)
-        means = own.transpose(1, 2) @ context.flatten(1, 2)/own.sum(1).clamp(min=1)[..., None] # (B, K, D)
-        return means, rearrange(own/len(self.cuts), 'b (h w) k -> b k h w', h=context.shape[1])
+        return self.means(context, rearrange(own/len(self.cuts), 'b (h w) k -> b k h w', h=context.shape[1]))
+
+    def means(self, context: Tensor, maps: Tensor) -> tuple[Tensor, Tensor]: # of clusters that were found before
+        own = rearrange((maps > 0).to(context), 'b k h w -> b (h w) k')
+        return own.transpose(1, 2) @ context.flatten(1, 2)/own.sum(1).clamp(min=1)[..., None], maps # (B, K, D)

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Optional, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +33,7 @@ from .clusters import Clusters, Grid
 from .decoder import Decoder
 from .encoders import ImageEncoder, TextEncoder
 from .gather import Cosine, Gather, without_layer
+from .geometry import Geometry
 from .pieces import WordPieces
 from .shatter import Shatter, choose, sine_position
 from .student import Student
@@ -53,6 +54,7 @@ class SaGOutput:
     decoder_maps: Tensor | None = None # (B, K, h, w) the decoder's mixing weights
     queries: Tensor | None = None # (T, D + 1) the student's view of the expressions
     patches: Tensor | None = None # (B, D, h, w) the student's view of the photos
+    mirror: Optional['SaGOutput'] = None # of the B photos, then of their mirror images; of M sentences, then of the same with left and right exchanged
 
 # %% ../../nbs/36_model.sag.ipynb #7f72a2d5
 def load_weights(
@@ -71,11 +73,11 @@ def load_weights(
     model.load_state_dict(state)
 
 # %% ../../nbs/36_model.sag.ipynb #d1d55f9d
-VERSION = 3 # of config.json
+VERSION = 4 # of config.json
 _later: dict[int, dict[str, Any]] = { # version → fields that came after it, with what they mean in its files
     0: dict(image_standardize=False, entities='slots', slot_init='entity', competition='slots', interaction=True, fusion=True,
             image_also=(), cluster_position=.6, cosine_scale=0., reconstruct=True, cuts=(), place=0.),
-    1: dict(student=0.), 2: dict(edges=0., one_part=False)}
+    1: dict(student=0.), 2: dict(edges=0., one_part=False), 3: dict(slot_geometry=False)}
 
 def read_config(path: str | Path) -> SaGConfig:
     "A saved model's configuration. A missing or unknown field, or a newer version, is a ValueError that names it."
@@ -190,6 +192,7 @@ class SaG(Pretrained):
         self.shatter = choose(config, 'entities', dict(slots=Shatter, grid=Grid, clusters=Clusters))
         self.gather = choose(config, 'fusion', {True: Gather, False: without_layer})
         self.decoder: Any = Decoder(config, self.image.width) if config.reconstruct else None
+        self.geometry: Any = Geometry(config) if config.slot_geometry else None
         self.student: Any = Student(config, self.image.width, self.text.out.in_features) if config.student else None
         self.config, self.num_slots = replace(model_config(config), text_args=self.text.backbone.config.to_dict()), config.num_slots
 
@@ -203,10 +206,15 @@ class SaG(Pretrained):
 
     def encode_image(self, pixel_values: Tensor | None = None, noise: Tensor | None = None, features: Tensor | None = None) -> SaGOutput:
         "Slots and their maps, of photos or cached features."
-        x = self.patches(pixel_values, features) # (B, h, w, C)
+        return self.shattered(self.patches(pixel_values, features), noise)
+
+    def shattered(self, x: Tensor, noise: Tensor | None = None, maps: Tensor | None = None) -> SaGOutput: # (B, h, w, C)
+        "Slots and their maps, of patches; clusters may have been found already, as `maps` (B, K, h, w)."
         h, w = x.shape[1:3]
         context = self.project(x) + sine_position(h, w, self.config.context_dim, x.device).unflatten(0, (h, w)).to(self.project.weight) # (B, h, w, D_in)
-        slots, maps = self.shatter(context, noise, x) # (B, K, D), (B, K, h, w)
+        known = maps is not None and isinstance(self.shatter, Clusters)
+        slots, maps = self.shatter.means(context, maps) if known else self.shatter(context, noise, x) # (B, K, D), (B, K, h, w)
+        if self.geometry: slots = slots + self.geometry(maps)
         return SaGOutput(slots, maps, x.flatten(1, 2))
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor: # (T, L) twice -> (T, D)
@@ -217,8 +225,8 @@ class SaG(Pretrained):
         return self.gather.relevance(slots, text)
 
     def forward(self, pixel_values: Tensor | None, input_ids: Tensor, attention_mask: Tensor, noise: Tensor | None = None,
-                features: Tensor | None = None) -> SaGOutput:
-        "pixel_values (B, 3, H, W), input_ids and attention_mask (T, L), noise (B, K, D) standard normal, drawn when None."
+                features: Tensor | None = None, mirror: tuple[Tensor, Tensor, Tensor] | None = None) -> SaGOutput:
+        "pixel_values (B, 3, H, W), input_ids and attention_mask (T, L), noise (B, K, D) standard normal, drawn when None; mirror: see `mirrored`."
         out = self.encode_image(pixel_values, noise, features)
         out.text = self.encode_text(input_ids, attention_mask) # (T, D)
         out.joint, out.relevance = self.gather(out.slots, out.text) # (B, T, D), (B, T, K)
@@ -227,7 +235,17 @@ class SaG(Pretrained):
             out.decoder_maps = maps.view_as(out.slot_maps)
         if self.student: # (T, D + 1), (B, D, h, w)
             out.queries, out.patches = self.student(out.features.unflatten(1, out.slot_maps.shape[-2:]), self.text.pooled(input_ids, attention_mask))
+        if mirror: out.mirror = self.mirrored(out, *mirror)
         return out
+
+    def mirrored(self, out: SaGOutput, rows: Tensor, input_ids: Tensor, attention_mask: Tensor) -> SaGOutput: # (M,), (M, L) twice
+        "Photos, then their mirror images; sentences, `rows` of `out.text`, then the same with left and right exchanged. Of this process alone."
+        assert out.text is not None
+        other = self.shattered(out.features.unflatten(1, out.slot_maps.shape[-2:]).flip(2), maps=out.slot_maps.flip(-1))
+        slots, maps, features = (torch.cat([getattr(o, k) for o in (out, other)]) for k in ('slots', 'slot_maps', 'features'))
+        text = torch.cat([out.text[rows], self.encode_text(input_ids, attention_mask)]) # (2M, D)
+        joint, relevance = self.gather.forward(slots, text) # (2B, 2M, D), (2B, 2M, K); without the hook of `share_slots`
+        return SaGOutput(slots, maps, features, text, relevance, joint)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         "Recompute the activations of both encoders and the decoder in the backward pass: less memory, the same gradients."
