@@ -101,4 +101,4 @@ def weight(
     "Times its mean, a process's share in the mean over all: the mean over processes is then the mean over values"
     total = torch.full((), float(n), device=device)
     if turn()[1] > 1: dist.all_reduce(total)
-    return n*turn()[1]/total
+    return n*turn()[1]/total.clamp(min=1)  # nothing anywhere weighs nothing

@@ -208,7 +208,7 @@ def mirror_texts(
 def overlapping(
     batch: Batch,  # T expressions
     pairs: str,  # overlap_pairs
-) -> Tensor:  # (T, T) bool
+) -> Tensor:  # (T, T) bool, on the CPU
     "Which two expressions of one photo differ in their words (`texts`), and in the objects they are known to mean too (`referents`)."
     text, photo = same_text([e.sentence for e in batch.expressions]), batch.image_of_text.cpu()
     found = (photo[:, None] == photo) & (text[:, None] != text)
@@ -217,20 +217,22 @@ def overlapping(
         thing = torch.tensor([known.setdefault(e.ann_ids, len(known)) for e in batch.expressions])
         named = torch.tensor([bool(e.ann_ids) for e in batch.expressions])
         found &= (thing[:, None] != thing) & named & named[:, None]
-    return found.to(batch.image_of_text.device)
+    return found
 
 def inside_losses(
     out: SaGOutput,  # of the batch
     batch: Batch,  # T expressions of B photos
     recipe: Recipe,  # mirror_weight, overlap_weight, overlap_pairs, temperature and fixed_target
 ) -> dict[str, Tensor]:  # `mirror` and `overlap`, of those that have a weight
-    "The losses that look inside one photo, of this process's photos alone."
+    "The losses that look inside one photo; the mean over processes is the whole batch's."
     own, found = batch.image_of_text, dict[str, Tensor]()
     if recipe.mirror_weight:
         rows = torch.tensor([i for i, e in enumerate(batch.expressions) if exchanged(e.sentence)], dtype=torch.long, device=own.device)
-        found['mirror'] = mirror_loss(out.mirror, own[rows], recipe.temperature, recipe.fixed_target) if out.mirror else own.new_zeros((), dtype=torch.float32)
+        loss = mirror_loss(out.mirror, own[rows], recipe.temperature, recipe.fixed_target) if out.mirror else torch.zeros((), device=own.device)
+        found['mirror'] = loss*weight(len(rows), own.device)
     if recipe.overlap_weight:
-        found['overlap'] = overlap_loss(out, own, overlapping(batch, recipe.overlap_pairs), turn()[0]*len(out.slots))
+        pairs = overlapping(batch, recipe.overlap_pairs)
+        found['overlap'] = overlap_loss(out, own, pairs.to(own.device), turn()[0]*len(out.slots))*weight(int(pairs.sum()), own.device)
     return found
 
 # %% ../nbs/52_train.ipynb #91ca50f8

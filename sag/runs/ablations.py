@@ -47,7 +47,10 @@ _few_photos: dict[str, dict[str, Any]] = {
     'products': dict(cosine_scale=0., fixed_target=True, temperature=1.), 'fixed-target': dict(fixed_target=True),
     'scale-2': dict(cosine_scale=2.), 'scale-8': dict(cosine_scale=8.), 'one-layer': dict(image_also=()),
     'clusters-12': dict(cuts=(), groups=12), 'clusters-64': dict(cuts=(), groups=64), 'texts-4': dict(texts_per_photo=4),
-}
+    'geometry': dict(place=0., slot_geometry=True), 'mirror': dict(place=0., slot_geometry=True, mirror_weight=1.),
+    'mirror-alone': dict(place=0., mirror_weight=1.),
+} | {f'overlap{told}-{w}': dict(overlap_weight=w, overlap_pairs=o) for told, o in (('', 'texts'), ('-text+referents', 'referents')) for w in (.1, 1.)}
+_sides: dict[str, dict[str, Any]] = {'full': {}, 'geometry': dict(slot_geometry=True), 'mirror': dict(slot_geometry=True, mirror_weight=1.)}
 
 # %% ../../nbs/64_runs.ablations.ipynb #13cfb8a3
 _no_reconstruction: dict[str, dict[str, Any]] = {'no-reconstruction': dict(reconstruction_weight=0.)}
@@ -74,6 +77,7 @@ grids: dict[str, Ablation] = {
                   {f'batch-{b}': dict(batch_size=b) for b in (8, 16, 32, 64)}),
     'warmup': Ablation('What the warm-up ramps: ours; the released code has `loss`',
                    {f'warmup-{o}': dict(warmup_kind=o) for o in ('loss', 'lr')} | {'warmup-none': dict(warmup=0)}),
+    'sides': Ablation('Left and right learned from geometry and mirror images, without a rule: ours', _sides),
     'changes': Ablation('One part of the recipe for few photos (`lite0`, `vits14`) replaced at a time: ours', _few_photos),
     'backbone': Ablation('The image backbone trained or kept as it is: ours; the paper trains it', _backbones),
 }
