@@ -576,8 +576,8 @@ def prepare(
         recipe = save_memory(recipe, model, data)
         if recipe.cache_features and recipe.freeze_text and machine.device.type == 'cpu':  # a GPU would wait for the look-up
             other = [s for e in data.dataset.expressions if (s := exchanged(e.sentence))] if recipe.mirror_weight else []
-            ids = data.dataset.ids + tokenize(other, model.tokenizer, text_limit(model), truncate=True)
-            model.text.pooled = Recall(model.text, ids)  # type: ignore[method-assign]
+            ids = tokenize(other, model.tokenizer, text_limit(model), truncate=True)
+            model.text.pooled = Recall(model.text, [*data.dataset.ids, *ids])  # type: ignore[method-assign]
     total = recipe.steps or round(recipe.epochs*len(data)/recipe.accumulate)
     if not total: raise ValueError(f'epochs={recipe.epochs} of {len(data)} batches make no step')
     training = Training(recipe, model, total, run, machine, own['losses'] or (student_losses if recipe.student else losses))

@@ -166,3 +166,13 @@ def test_referents_are_more_than_text(tmp_path):
     assert run.record['supervision'] == run.model.supervision == 'text + referents'
     student = fit(recipe('smoke', root=told.root, steps=2, evaluate_every=0, slot_geometry=True, student=.5, start=str(run.path)), tmp_path/'student')
     assert student.model.supervision == 'text + referents'  # its teacher knew
+
+
+def test_mirror_images_of_cached_features(tmp_path):
+    few = recipe('smoke', root=str(tmp_path/'scenes'), feature_dir=str(tmp_path/'features'), freeze_image=True, freeze_text=True, cache_features=True,
+                 entities='clusters', cuts=(4, 9), fusion=False, cosine_scale=4., reconstruct=False, reconstruction_weight=0., slot_geometry=True,
+                 mirror_weight=1., overlap_weight=.1, evaluate_every=0, save_every=1)
+    whole = fit(few, tmp_path/'whole')
+    assert {'mirror', 'overlap'} <= whole.history[-1].keys()
+    seen = [row['loss'] for row in fit(change(few, cache_features=False), tmp_path/'photos').history]
+    assert seen == pytest.approx([row['loss'] for row in whole.history], rel=1e-2)  # cached in float16
