@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VERSION', 'SaGOutput', 'load_weights', 'read_config', 'read_supervision', 'pretrained_folder', 'read_pretrained',
-           'Pretrained', 'SaG', 'kept_bytes']
+           'Pretrained', 'SaG', 'mirrored', 'kept_bytes']
 
 # %% ../../nbs/36_model.sag.ipynb #82c5f460
 import json
@@ -206,16 +206,7 @@ class SaG(Pretrained):
 
     def encode_image(self, pixel_values: Tensor | None = None, noise: Tensor | None = None, features: Tensor | None = None) -> SaGOutput:
         "Slots and their maps, of photos or cached features."
-        return self.shattered(self.patches(pixel_values, features), noise)
-
-    def shattered(self, x: Tensor, noise: Tensor | None = None, maps: Tensor | None = None) -> SaGOutput: # (B, h, w, C)
-        "Slots and their maps, of patches; clusters may have been found already, as `maps` (B, K, h, w)."
-        h, w = x.shape[1:3]
-        context = self.project(x) + sine_position(h, w, self.config.context_dim, x.device).unflatten(0, (h, w)).to(self.project.weight) # (B, h, w, D_in)
-        known = maps is not None and isinstance(self.shatter, Clusters)
-        slots, maps = self.shatter.means(context, maps) if known else self.shatter(context, noise, x) # (B, K, D), (B, K, h, w)
-        if self.geometry: slots = slots + self.geometry(maps)
-        return SaGOutput(slots, maps, x.flatten(1, 2))
+        return _shattered(self, self.patches(pixel_values, features), noise)
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor: # (T, L) twice -> (T, D)
         text = self.text(input_ids, attention_mask)
@@ -226,7 +217,7 @@ class SaG(Pretrained):
 
     def forward(self, pixel_values: Tensor | None, input_ids: Tensor, attention_mask: Tensor, noise: Tensor | None = None,
                 features: Tensor | None = None, mirror: tuple[Tensor, Tensor, Tensor] | None = None) -> SaGOutput:
-        "pixel_values (B, 3, H, W), input_ids and attention_mask (T, L), noise (B, K, D) standard normal, drawn when None; mirror: see `mirrored`."
+        "pixel_values (B, 3, H, W), input_ids and attention_mask (T, L), noise (B, K, D) standard normal, drawn when None; mirror: of `mirrored`."
         out = self.encode_image(pixel_values, noise, features)
         out.text = self.encode_text(input_ids, attention_mask) # (T, D)
         out.joint, out.relevance = self.gather(out.slots, out.text) # (B, T, D), (B, T, K)
@@ -235,21 +226,36 @@ class SaG(Pretrained):
             out.decoder_maps = maps.view_as(out.slot_maps)
         if self.student: # (T, D + 1), (B, D, h, w)
             out.queries, out.patches = self.student(out.features.unflatten(1, out.slot_maps.shape[-2:]), self.text.pooled(input_ids, attention_mask))
-        if mirror: out.mirror = self.mirrored(out, *mirror)
+        if mirror: out.mirror = mirrored(self, out, *mirror)
         return out
-
-    def mirrored(self, out: SaGOutput, rows: Tensor, input_ids: Tensor, attention_mask: Tensor) -> SaGOutput: # (M,), (M, L) twice
-        "Photos, then their mirror images; sentences, `rows` of `out.text`, then the same with left and right exchanged. Of this process alone."
-        assert out.text is not None
-        other = self.shattered(out.features.unflatten(1, out.slot_maps.shape[-2:]).flip(2), maps=out.slot_maps.flip(-1))
-        slots, maps, features = (torch.cat([getattr(o, k) for o in (out, other)]) for k in ('slots', 'slot_maps', 'features'))
-        text = torch.cat([out.text[rows], self.encode_text(input_ids, attention_mask)]) # (2M, D)
-        joint, relevance = self.gather.forward(slots, text) # (2B, 2M, D), (2B, 2M, K); without the hook of `share_slots`
-        return SaGOutput(slots, maps, features, text, relevance, joint)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         "Recompute the activations of both encoders and the decoder in the backward pass: less memory, the same gradients."
         for part in filter(None, (self.image, self.text, self.decoder)): part.set_grad_checkpointing(enable)
+
+def _shattered(model: SaG, x: Tensor, noise: Tensor | None = None, maps: Tensor | None = None) -> SaGOutput: # (B, h, w, C)
+    "Slots and their maps, of patches; clusters may have been found already, as `maps` (B, K, h, w)."
+    h, w = x.shape[1:3]
+    context = model.project(x) + sine_position(h, w, model.config.context_dim, x.device).unflatten(0, (h, w)).to(model.project.weight) # (B, h, w, D_in)
+    slots, maps = model.shatter(context, noise, x) if maps is None else model.shatter.means(context, maps) # (B, K, D), (B, K, h, w)
+    if model.geometry: slots = slots + model.geometry(maps)
+    return SaGOutput(slots, maps, x.flatten(1, 2))
+
+# %% ../../nbs/36_model.sag.ipynb #c21f9df7
+def mirrored(
+    model: SaG, # of which the other arguments are what its forward pass has found or is given
+    out: SaGOutput, # slots, maps, features and text of B photos and T sentences
+    rows: Tensor, # (M,) which sentences say left or right
+    input_ids: Tensor, attention_mask: Tensor, # (M, L) of the same with the two exchanged
+) -> SaGOutput: # slots, maps and features (2B, …), text (2M, D), relevance (2B, 2M, K), joint (2B, 2M, D)
+    "Photos, then their mirror images; sentences as they were said, then exchanged. Of this process alone."
+    assert out.text is not None
+    known = out.slot_maps.flip(-1) if isinstance(model.shatter, Clusters) else None # clusters need not be found again
+    other = _shattered(model, out.features.unflatten(1, out.slot_maps.shape[-2:]).flip(2), maps=known)
+    slots, maps, features = (torch.cat([getattr(o, k) for o in (out, other)]) for k in ('slots', 'slot_maps', 'features'))
+    text = torch.cat([out.text[rows], model.encode_text(input_ids, attention_mask)])
+    joint, relevance = model.gather.forward(slots, text) # without the hook of `share_slots`
+    return SaGOutput(slots, maps, features, text, relevance, joint)
 
 # %% ../../nbs/36_model.sag.ipynb #6bca5d48
 def kept_bytes(
