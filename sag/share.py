@@ -24,7 +24,7 @@ from huggingface_hub import EvalResult, HfApi, ModelCardData
 from PIL import Image
 from torch import Tensor, nn
 
-from .config import INFERENCE, Recipe, SaGConfig, to_json
+from .config import INFERENCE, MASK_TRAINED, Recipe, SaGConfig, to_json
 from .data.batches import image_transform, pad_sentences, text_limit, tokenizer_of
 from .data.sets import is_stream, parts_of
 from .evaluate import HEADLINE, NAMES, pretty
@@ -68,7 +68,7 @@ def _eval_results(title: str, facts: dict[str, Any]) -> list[EvalResult]:  # of 
 _MEASURED = """### {title}
 
 {expressions:,} expressions of {photos:,} photos, slot draws: {draws}, threshold {threshold}. In %: value Â± spread over the draws
-[95 % bootstrap interval over photos]. `relevance` is the method, the other rules stand beside it for comparison.
+[95 % bootstrap interval over photos]. `relevance` is the method, the other rules stand beside it for comparison.{masks}
 
 {table}
 """
@@ -78,13 +78,18 @@ def _measured(title: str, facts: dict[str, Any]) -> str:  # of `measurements` â†
     table = pd.DataFrame.from_dict(facts['rules'], orient='index')
     table = table.reindex(columns=[k + end for k in _SHOWN if k in table for end in ('', ' std', ' lo', ' hi')])
     shown = pretty(table).rename_axis('rule').reset_index()
-    return _MEASURED.format(**dict(threshold=.5) | facts, title=escape_markdown(title), table=markdown(shown))
+    masks = f' These numbers are {facts["supervision"]}: the regions come from outside.' if 'supervision' in facts else ''
+    return _MEASURED.format(**dict(threshold=.5) | facts, masks=masks, title=escape_markdown(title), table=markdown(shown))
 
 # %% ../nbs/72_share.ipynb #c7d501da
 _SELECTION = dict(
     last='the last step; no mask was looked at to choose it.',
     best_val_miou='**the best mIoU on {}: masks of that split chose these weights**, so they are not the product of text alone, '
                   'and measures on that split are optimistic.')
+
+_MASKS = {
+    False: dict(without=', without masks', masks='No mask and no box was trained on.'),
+    True: dict(without=' and the masks of another program', masks=f'**Its regions are masks that another program proposed ({MASK_TRAINED}).**')}
 
 def _code(text: str) -> str:
     "Inline code, which its text cannot end."
@@ -106,7 +111,7 @@ def _in_words(record: dict[str, Any]) -> dict[str, Any]:
         data=escape_markdown(' '.join(filter(None, (r['dataset'], r['split_by'])))), train_split=_code(r['train_split']),
         image=_backbone(r['image_encoder'], r['image_weights'], r['freeze_image']),
         text=_backbone(r['text_encoder'], r['text_weights'], r['freeze_text']),
-        selected=_SELECTION[r['selection']].format(_code(r['val_split'])),
+        **_MASKS[r['entities'] == 'proposals'], selected=_SELECTION[r['selection']].format(_code(r['val_split'])),
         commit=text['commit'].rstrip('+') + (' with uncommitted changes' if record['commit'].endswith('+') else ''),
         packages=escape_markdown(', '.join(f'{k} {v}' for k, v in record['packages'].items())),
         resumed=''.join(f" Interrupted, and resumed after step {o['step']}." for o in record.get('resumed', [])),
@@ -238,6 +243,7 @@ def _exportable(model: SaG | str | PathLike, format: str) -> Any:  # SaG
     if format not in _FORMATS: raise ValueError(f'format={format!r}; choose {" or ".join(_FORMATS)}')
     if not isinstance(model, SaG) and Run(model).trained: _finished(model)
     net = as_model(model)
+    if net.config.entities == 'proposals': raise ValueError("a model of proposals cannot be exported: the file has no input for their regions")
     if outside := [k for k in INFERENCE if getattr(net.config, k)]:
         warnings.warn(f'{", ".join(outside)}: words of place and the finish of masks lie outside the network; the file ignores them', stacklevel=3)
     if net.tokenizer is None: raise ValueError('the model has no tokenizer to turn words into its input_ids: set model.tokenizer')

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from ..config import Recipe, change
+from ..config import MASK_TRAINED, Recipe, change
 from ..data.sets import check_available
 from ..presets import presets, recipe
 from ..record import Run
@@ -57,6 +57,10 @@ components: dict[str, dict[str, Any]] = {
 }
 _inference: dict[str, dict[str, Any]] = {
     'place-unread': dict(place=0.), 'edges': dict(edges=1/16), 'one-part': dict(one_part=True), 'edges-one-part': dict(edges=1/16, one_part=True)}
+def _outside(recipe: Recipe) -> dict[str, dict[str, Any]]:
+    if not recipe.proposals: raise ValueError("the grid 'proposals' needs regions of all photos: --proposals FILE")
+    return {'full': dict(proposals=''), 'proposals': dict(entities='proposals', cuts=(), groups=50, slots_per_group=1)}
+
 _backbones = {'backbone-trained': dict(freeze_image=False), 'backbone-frozen': dict(freeze_image=True)}
 grids: dict[str, Ablation] = {
     'losses': Ablation("The reconstruction loss left out: a row of the paper's component ablation", {'full': {}} | _no_reconstruction),
@@ -75,6 +79,7 @@ grids: dict[str, Ablation] = {
     'warmup': Ablation('What the warm-up ramps: ours; the released code has `loss`',
                    {f'warmup-{o}': dict(warmup_kind=o) for o in ('loss', 'lr')} | {'warmup-none': dict(warmup=0)}),
     'changes': Ablation('One part of the recipe for few photos (`lite0`, `vits14`) replaced at a time: ours', _few_photos),
+    'proposals': Ablation('Regions from outside (--proposals FILE) in place of the entities: ours, mask-trained; the paper has none', _outside),
     'backbone': Ablation('The image backbone trained or kept as it is: ours; the paper trains it', _backbones),
 }
 
@@ -178,8 +183,9 @@ def sweep_text(
 ) -> str:
     "Status, results and seconds of each run; RunError with the same text if a run failed."
     measures = [c for c in ('status', 'mIoU', 'cIoU', 'Prec@.5', 'pointing', 'pointing in box', 'seconds') if c in table]
-    text = table[measures].to_string(float_format='{:.1f}'.format, na_rep='')
     failed = list(table.index[table.status != 'finished'])
+    masks = {n: f'{n} ({MASK_TRAINED})' for n, file in table.get('proposals', pd.Series(dtype=object)).items() if isinstance(file, str) and file}
+    text = table[measures].rename(index=masks).to_string(float_format='{:.1f}'.format, na_rep='')
     if failed:
         said = f'{len(failed)} of {len(table)} runs failed, see their folders'
         raise RunError(f"{text}\n{said}: {', '.join(failed)}. The same command tries them again")

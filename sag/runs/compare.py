@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ..config import Recipe
+from ..config import MASK_TRAINED, Recipe
 from ..evaluate import HEADLINE, NAMES, summary_line
 from ..figures import curve, plain_text
 from ..files import project_root, read_json
@@ -105,6 +105,7 @@ def _read(run: Run, name: str) -> Entry:
     wrong = [f'{k}={v!r}' for k, v in data.items() if not isinstance(v, str)]
     if wrong: raise ValueError(f'{run.path} does not say what was measured: {", ".join(wrong)}')
     recipe |= dict(rule=next((r for r in facts.get('rules', {}) if r in RULES), ''), threshold=float(facts.get('threshold', .5)), **facts.get('changes') or {})
+    if 'proposals' in facts: recipe['proposals'] = facts['proposals']
     found = Entry(run, name, run.status, training, recipe, data)
     if facts: len(found.rows)  # a damaged table shows now
     if len(found.history): found.history[['step']].astype(int)
@@ -125,7 +126,7 @@ def read_runs(runs: str | PathLike | Iterable[str | PathLike]) -> list[Entry]:
 
 # %% ../../nbs/65_runs.compare.ipynb #13172b4f
 SAME = ('seed', 'root', 'feature_dir', 'workers', 'cache_photos', 'cache_features', 'checkpointing', 'save_every', 'track')
-MEASURED = ('rule', 'threshold')  # not the training's but the measurement's
+MEASURED = ('rule', 'threshold', 'proposals')  # not the training's but the measurement's
 
 class Group(NamedTuple):
     "Runs of one recipe on one data set."
@@ -158,6 +159,7 @@ def group_runs(
     found = [g._replace(rule=g.runs[0].recipe['rule']) for g in found]
     taken = Counter((g.name, g.data) for g in found)
     found = [g if taken[g.name, g.data] == 1 else g._replace(name=' '.join(r.name for r in g.runs)) for g in found]
+    found = [g._replace(name=f'{g.name} ({MASK_TRAINED})') if g.runs[0].recipe.get('entities') == 'proposals' else g for g in found]
     for g in found:
         for other in g.runs[1:]: same_expressions(keyed(g.runs[0].rows), keyed(other.rows), g.runs[0].name, other.name)
     return sorted(found, key=lambda g: order.index(g.data))
