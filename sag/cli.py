@@ -28,7 +28,7 @@ from typing import Annotated, Any
 from fastcore.docments import docments
 from fastcore.script import anno_parser
 
-from .config import Recipe, SaGConfig, allowed, at_inference, change, check_threshold, to_json
+from .config import Recipe, SaGConfig, allowed, at_inference, beyond_text, change, check_threshold, to_json
 from .files import Lenient, atomic, read_json
 from .presets import presets, recipe
 
@@ -289,8 +289,8 @@ def evaluate(
     check_threshold(threshold)
     at_inference(SaGConfig(entities='clusters'), **(other := _json_object('changes', changes)))
     if 'entities' in other and not proposals: raise ValueError("entities='proposals' needs regions: --proposals FILE")
-    if proposals and (predictions or not Path(proposals).is_file()):
-        raise FileNotFoundError(f'{proposals}: no such file of COCO results') if not predictions else ValueError('--predictions are masks already: --proposals is for a model')
+    if proposals and predictions: raise ValueError('--predictions are masks already: --proposals is for a model')
+    if proposals and not Path(proposals).is_file(): raise FileNotFoundError(f'{proposals}: no such file of COCO results')
     if predictions and not Path(predictions).is_file(): raise FileNotFoundError(f'{predictions}: no such file of COCO results')
     models, local = _models(model) if model else [], Path(model or predictions).exists()
     from sag.data.hub import hub_slug
@@ -313,12 +313,11 @@ def _results_table(metrics: dict) -> str:
     "The rules' measures as lines of text."
     columns = [c for c in ('mIoU', 'cIoU', 'Prec@.5', 'pointing', 'pointing in box') if any(c in m for m in metrics['rules'].values())]
     what = f"{metrics['expressions']} expressions of {metrics['photos']} photos ({metrics.get('split', '')}), {metrics.get('draws', 1)} slot draws"
-    mark = f", {metrics['supervision']}" if 'supervision' in metrics else ''
-    wide = 20 + len(mark)
-    lines = [what + mark + '; in %, with 95 % interval over photos\n', ' '*wide + ''.join(f'{c:>22}' for c in columns)]
+    if more := beyond_text(metrics.get('supervision', '')): what += f'; the model learned from more than text{more}'
+    lines = [what + '; in %, with 95 % interval over photos\n', f"{'':20}" + ''.join(f'{c:>22}' for c in columns)]
     for rule, m in metrics['rules'].items():
         cells = (f'{m[c]:.1f}' + (f' [{m[c + " lo"]:.1f}, {m[c + " hi"]:.1f}]' if f'{c} lo' in m else '') if c in m else '' for c in columns)
-        lines.append(f"{f'the model{mark}' if rule == 'relevance' else rule:{wide}}" + ''.join(f'{c:>22}' for c in cells))
+        lines.append(f"{'the model' if rule == 'relevance' else rule:20}" + ''.join(f'{c:>22}' for c in cells))
     return '\n'.join(lines)
 
 # %% ../nbs/82_cli.ipynb #924caef3

@@ -23,7 +23,7 @@ from fastcore.meta import delegates
 from PIL import Image
 from torch import Tensor, nn
 
-from .config import at_inference, check_threshold
+from .config import at_inference, check_threshold, supervision
 from .data.batches import at_least_float32, image_transform, load_tokenizer, pad_sentences, text_limit, tokenizer_of
 from .data.download import open_web as urlopen
 from .data.photos import MAX_PIXELS, read_photo, to_rgb, upright
@@ -263,7 +263,7 @@ def with_proposals(
     "The same weights with regions from outside in place of clusters. `ValueError` for a model of slots, whose entities have weights."
     net = SaG(at_inference(model.config, entities='proposals'), weights=False)
     net.load_state_dict(model.state_dict(), assign=True)
-    net.tokenizer, net.proposals = model.tokenizer, as_proposals(proposals)
+    net.tokenizer, net.proposals, net.supervision = model.tokenizer, as_proposals(proposals), supervision(net.config, model.supervision)
     return net.to(model.device).train(model.training)
 
 # %% ../nbs/44_predict.ipynb #3112cc65

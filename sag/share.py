@@ -24,7 +24,7 @@ from huggingface_hub import EvalResult, HfApi, ModelCardData
 from PIL import Image
 from torch import Tensor, nn
 
-from .config import INFERENCE, MASK_TRAINED, Recipe, SaGConfig, to_json
+from .config import INFERENCE, Recipe, SaGConfig, to_json
 from .data.batches import image_transform, pad_sentences, text_limit, tokenizer_of
 from .data.sets import is_stream, parts_of
 from .evaluate import HEADLINE, NAMES, pretty
@@ -68,7 +68,7 @@ def _eval_results(title: str, facts: dict[str, Any]) -> list[EvalResult]:  # of 
 _MEASURED = """### {title}
 
 {expressions:,} expressions of {photos:,} photos, slot draws: {draws}, threshold {threshold}. In %: value Â± spread over the draws
-[95 % bootstrap interval over photos]. `relevance` is the method, the other rules stand beside it for comparison.{masks}
+[95 % bootstrap interval over photos]. `relevance` is the method, the other rules stand beside it for comparison.
 
 {table}
 """
@@ -78,18 +78,14 @@ def _measured(title: str, facts: dict[str, Any]) -> str:  # of `measurements` â†
     table = pd.DataFrame.from_dict(facts['rules'], orient='index')
     table = table.reindex(columns=[k + end for k in _SHOWN if k in table for end in ('', ' std', ' lo', ' hi')])
     shown = pretty(table).rename_axis('rule').reset_index()
-    masks = f' These numbers are {facts["supervision"]}: the regions come from outside.' if 'supervision' in facts else ''
-    return _MEASURED.format(**dict(threshold=.5) | facts, masks=masks, title=escape_markdown(title), table=markdown(shown))
+    return _MEASURED.format(**dict(threshold=.5) | facts, title=escape_markdown(title), table=markdown(shown))
 
 # %% ../nbs/72_share.ipynb #c7d501da
+_LEARNED = 'No mask and no box was trained on.'
 _SELECTION = dict(
     last='the last step; no mask was looked at to choose it.',
     best_val_miou='**the best mIoU on {}: masks of that split chose these weights**, so they are not the product of text alone, '
                   'and measures on that split are optimistic.')
-
-_MASKS = {
-    False: dict(without=', without masks', masks='No mask and no box was trained on.'),
-    True: dict(without=' and the masks of another program', masks=f'**Its regions are masks that another program proposed ({MASK_TRAINED}).**')}
 
 def _code(text: str) -> str:
     "Inline code, which its text cannot end."
@@ -109,9 +105,10 @@ def _in_words(record: dict[str, Any]) -> dict[str, Any]:
     text = {k: escape_markdown(v) if isinstance(v, str) else v for k, v in (r | record).items()}
     return text | dict(
         data=escape_markdown(' '.join(filter(None, (r['dataset'], r['split_by'])))), train_split=_code(r['train_split']),
+        learned=_LEARNED if (learned := record.get('supervision', 'text')) == 'text' else f'**More than text: {escape_markdown(learned)}.**',
         image=_backbone(r['image_encoder'], r['image_weights'], r['freeze_image']),
         text=_backbone(r['text_encoder'], r['text_weights'], r['freeze_text']),
-        **_MASKS[r['entities'] == 'proposals'], selected=_SELECTION[r['selection']].format(_code(r['val_split'])),
+        selected=_SELECTION[r['selection']].format(_code(r['val_split'])),
         commit=text['commit'].rstrip('+') + (' with uncommitted changes' if record['commit'].endswith('+') else ''),
         packages=escape_markdown(', '.join(f'{k} {v}' for k, v in record['packages'].items())),
         resumed=''.join(f" Interrupted, and resumed after step {o['step']}." for o in record.get('resumed', [])),

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .checkpoint import Terminated, checkpoints, newest, random_state, save, set_random_state, terminable
-from .config import Recipe, change, to_json
+from .config import Recipe, change, supervision, to_json
 from .data.batches import Batch, PhotoTexts, StreamTexts, at_least_float32, cache_photos, load_tokenizer, loader, text_limit, word_tokenizer
 from .data.expressions import Expressions
 from .data.features import Features, cache_features
@@ -49,7 +49,7 @@ from .evaluate.retrieval import retrieval
 from .files import Lenient, hold, remove_temporary
 from .losses import contrastive_loss, reconstruction_loss, student_loss
 from .model.encoders import Recall
-from .model.sag import SaG, SaGOutput, kept_bytes, load_weights, read_pretrained
+from .model.sag import SaG, SaGOutput, kept_bytes, load_weights, pretrained_folder, read_pretrained, read_supervision
 from .model.student import logits
 from .place import placed
 from .predict import min_max, segment_scores
@@ -87,7 +87,8 @@ def build_model(
     if recipe.text_weights == 'random': recipe = change(recipe, text_args=dict(vocab_size=len(tokenizer)) | recipe.text_args)
     set_seed(recipe.seed)
     model = SaG(recipe)
-    model.tokenizer = tokenizer
+    before = [read_supervision(pretrained_folder(recipe.start)/'config.json')] if recipe.start else []
+    model.tokenizer, model.supervision = tokenizer, supervision(recipe, *before)
     if recipe.start:
         fresh = {k: v for k, v in model.state_dict().items() if k.startswith('student.')}
         load_weights(model, fresh | read_pretrained(recipe.start)[1], recipe.start)
@@ -421,7 +422,8 @@ def begin(
         training.step, training.best = training.total, max(h.get('val mIoU', -1.) for h in training.history)
     elif training.main: (run.path/'history.csv').unlink(missing_ok=True)
     learned = sum(p.numel() for p in training.model.parameters() if p.requires_grad)
-    if training.main: write_record(run, training.recipe, train.photo_files(), training.step, steps=training.total, parameters=learned, **facts)
+    if training.main: write_record(run, training.recipe, train.photo_files(), training.step,
+                                    steps=training.total, parameters=learned, supervision=training.model.supervision, **facts)
     if training.recipe.track: training.accelerator.init_trackers('sag', {k: str(v) for k, v in asdict(training.recipe).items()})
 
 # %% ../nbs/52_train.ipynb #a76e07a3

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from ..config import MASK_TRAINED, Recipe, change
+from ..config import Recipe, change
 from ..data.sets import check_available
 from ..presets import presets, recipe
 from ..record import Run
@@ -182,10 +182,10 @@ def sweep_text(
     table: pd.DataFrame,  # of `sweep`
 ) -> str:
     "Status, results and seconds of each run; RunError with the same text if a run failed."
-    measures = [c for c in ('status', 'mIoU', 'cIoU', 'Prec@.5', 'pointing', 'pointing in box', 'seconds') if c in table]
+    more = ['supervision'] if {*table.get('supervision', pd.Series()).dropna()} - {'text'} else []
+    measures = [c for c in ('status', *more, 'mIoU', 'cIoU', 'Prec@.5', 'pointing', 'pointing in box', 'seconds') if c in table]
+    text = table[measures].to_string(float_format='{:.1f}'.format, na_rep='')
     failed = list(table.index[table.status != 'finished'])
-    masks = {n: f'{n} ({MASK_TRAINED})' for n, file in table.get('proposals', pd.Series(dtype=object)).items() if isinstance(file, str) and file}
-    text = table[measures].rename(index=masks).to_string(float_format='{:.1f}'.format, na_rep='')
     if failed:
         said = f'{len(failed)} of {len(table)} runs failed, see their folders'
         raise RunError(f"{text}\n{said}: {', '.join(failed)}. The same command tries them again")

@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ..config import MASK_TRAINED, Recipe
+from ..config import Recipe, beyond_text, supervision
 from ..evaluate import HEADLINE, NAMES, summary_line
 from ..figures import curve, plain_text
 from ..files import project_root, read_json
@@ -83,6 +83,9 @@ class Entry:
 
     @property
     def counts(self) -> pd.Series: return keyed(self.rows).get_level_values('split').value_counts()  # expressions of each split
+
+    @property
+    def supervision(self) -> str: return supervision(self.recipe, *filter(None, [self.run.metrics.get('supervision')]))  # 'text', or more
 
     @property
     def history(self) -> pd.DataFrame:  # empty if there is none
@@ -159,7 +162,7 @@ def group_runs(
     found = [g._replace(rule=g.runs[0].recipe['rule']) for g in found]
     taken = Counter((g.name, g.data) for g in found)
     found = [g if taken[g.name, g.data] == 1 else g._replace(name=' '.join(r.name for r in g.runs)) for g in found]
-    found = [g._replace(name=f'{g.name} ({MASK_TRAINED})') if g.runs[0].recipe.get('entities') == 'proposals' else g for g in found]
+    found = [g._replace(name=g.name + beyond_text(g.runs[0].supervision)) for g in found]
     for g in found:
         for other in g.runs[1:]: same_expressions(keyed(g.runs[0].rows), keyed(other.rows), g.runs[0].name, other.name)
     return sorted(found, key=lambda g: order.index(g.data))
