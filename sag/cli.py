@@ -303,8 +303,8 @@ def evaluate(
     name = '+'.join(Path(m).stem for m in models) or Path(predictions).stem
     dest = dest or f'{model if model and Path(model).is_dir() else "runs/" + name}/{short}-{split}' + f'-{Path(proposals).stem}'*bool(proposals)
     done = run('evaluate', dest, model=','.join(models), predictions=predictions and str(Path(predictions).resolve()),
-               split=split, tag=tag, draws=draws, threshold=threshold, changes=other, proposals=proposals and str(Path(proposals).resolve()), precision=precision, discovery=discovery, untrained=untrained,
-               shown=shown, **where)
+               split=split, tag=tag, draws=draws, threshold=threshold, changes=other, proposals=proposals and str(Path(proposals).resolve()),
+               precision=precision, discovery=discovery, untrained=untrained, shown=shown, **where)
     print(_results_table(read_json(Path(dest)/'metrics.json')), f'\n\nnext: sag report {model if model and local else dest}\n')
     return done
 

@@ -99,7 +99,7 @@ def _numbers(value: Any, key: str) -> Iterator[tuple[str, float]]:  # with the n
 @dataclass(frozen=True)
 class SaGConfig(Widths, Encoders):
     "What a model is: the encoders, then shatter, gather and reconstruct (paper: entity discovery, modality fusion, reconstruction)."
-    entities: str = _one_of('slots', 'grid', 'clusters', 'proposals')  # from slot attention; not learned: K `clusters` of alike patches, regions from a file, a `grid` (ablation)
+    entities: str = _one_of('slots', 'grid', 'clusters', 'proposals')  # learned slots; or a fixed `grid` (ablation), `clusters` of patches, regions of a file
     cluster_position: float = _number(.6)  # weight of a patch's place against its features when patches are clustered
     slot_init: str = _one_of('entity', 'random', 'learned')  # from a Gaussian for each group (ablations: `random`, from one for all; `learned`, K vectors)
     competition: str = _one_of('slots', 'patches')  # slot attention's softmax runs over slots (ablation: over `patches`)
@@ -117,7 +117,7 @@ class SaGConfig(Widths, Encoders):
         for f in fields(self): _check(f, getattr(self, f.name))
         for name in 'image_mean', 'image_std':
             if len(getattr(self, name)) != 3: raise ValueError(f'{name}={getattr(self, name)!r}; three numbers wanted, for red, green and blue')
-        if self.student and self.entities == 'proposals': raise ValueError("entities='proposals' has no student: it would learn from the regions' masks; set student=0")
+        if self.student and self.entities == 'proposals': raise ValueError("entities='proposals' has no student; set student=0")
         asked = [(name, getattr(self, name), most) for name, most in _MOST.items()]
         for k, v in (*_numbers(self.image_args, ''), *_numbers(self.text_args, '')):
             asked.append((k, v, next(most for name, most in _ARGS.items() if re.search(name, k))))

@@ -434,7 +434,7 @@ def check_recipe(recipe: Recipe, where: str = 'cpu') -> None:
     if r.entities == 'clusters' and not r.freeze_image:
         raise ValueError("entities='clusters' needs freeze_image=True: nothing would tell a backbone that trains how its clusters should move")
     if r.entities == 'proposals' and not r.proposals: raise ValueError("entities='proposals' needs regions: name their file in proposals")
-    if r.proposals and r.entities != 'proposals': raise ValueError(f"proposals={r.proposals!r} is not read with entities={r.entities!r}: set entities='proposals'")
+    if r.proposals and r.entities != 'proposals': raise ValueError(f"proposals={r.proposals!r} needs entities='proposals', not {r.entities!r}")
     if not r.reconstruct and r.reconstruction_weight:
         raise ValueError(f'reconstruct=False has no loss for reconstruction_weight={r.reconstruction_weight} to weigh; set it to 0')
     if r.precision == 'fp16' and where == 'cpu': raise ValueError("precision='fp16' needs a GPU: its losses are scaled; on a CPU use fp32, bf16 or auto")

@@ -13,6 +13,7 @@ from sag.presets import presets
 from sag.runs.report import report
 from sag.train import batches, build_model, check_recipe, fit, load_data
 
+LEARNED = 'text + mask-trained regions'
 SMOKE = change(presets['smoke'], entities='proposals', groups=9, slots_per_group=1, val_split='', evaluate_every=0)
 
 
@@ -67,7 +68,7 @@ def test_a_resumed_run_is_the_same(recipe, tmp_path):
 
 @pytest.mark.parametrize('changes, error, message', [
     (dict(proposals=''), ValueError, "entities='proposals' needs regions: name their file in proposals"),
-    (dict(entities='slots'), ValueError, "proposals='.*' is not read with entities='slots'"),
+    (dict(entities='slots'), ValueError, "proposals='.*' needs entities='proposals', not 'slots'"),
     (dict(proposals='no-such.json'), FileNotFoundError, 'no-such.json'),
     (dict(context_dim=16), ValueError, 'proposals need dim = context_dim, not 32 and 16')])
 def test_a_recipe_that_cannot_be_followed(recipe, tmp_path, changes, error, message):
@@ -94,16 +95,16 @@ def test_the_mark_in_record_table_and_report(recipe, trained, in_process, tmp_pa
     data = dict(dataset='refcoco', root=recipe.root, split='val', draws=1, shown=1)
     cli.evaluate(str(dest), **data, dest=str(dest/'val'))  # its own regions, from the record
     said = capsys.readouterr().out
-    assert re.search(r'photos \(val\), 1 slot draws, mask-trained;', said) and '\nthe model, mask-trained ' in said
+    assert re.search(r'photos \(val\), 1 slot draws; the model learned from more than text \(text \+ mask-trained regions\);', said), said
     facts = json.loads((dest/'val'/'metrics.json').read_text())
-    assert facts['supervision'] == 'mask-trained' and facts['proposals'] == recipe.proposals and facts['changes'] == dict(entities='proposals')
+    assert facts['supervision'] == LEARNED and facts['proposals'] == recipe.proposals and facts['changes'] == dict(entities='proposals')
     plain = fit(change(recipe, entities='clusters', proposals='', freeze_image=True), dest.parent/'clusters')
     cli.evaluate(str(plain.dest), **data, dest=str(plain.dest/'val'))
     said = capsys.readouterr().out
-    assert 'mask-trained' not in said and 'supervision' not in json.loads((plain.dest/'val'/'metrics.json').read_text())
+    assert 'mask-trained' not in said and json.loads((plain.dest/'val'/'metrics.json').read_text())['supervision'] == 'text'
     cli.evaluate(str(plain.dest), **data, proposals=recipe.proposals)  # the same weights, with regions
     facts = json.loads((plain.dest/'refcoco-val-perfect'/'metrics.json').read_text())
-    assert facts['supervision'] == 'mask-trained'
+    assert facts['supervision'] == LEARNED
     for p in dest.parent.rglob('evaluate.ipynb'): p.unlink()  # not papermill's: they lack its times
     report(dest.parent, tmp_path/'report', draws=20, shown=1)
     text = (tmp_path/'report'/'report.md').read_text()
@@ -116,7 +117,7 @@ def test_the_mark_in_record_table_and_report(recipe, trained, in_process, tmp_pa
 def test_a_training_of_ones_own_says_so_in_the_card(recipe, trained):
     from sag.share import model_card
     card = model_card(trained[1])
-    assert 'masks that another program proposed (mask-trained)' in card and 'No mask and no box' not in card
+    assert f'**More than text: {LEARNED}.**' in card and 'No mask and no box' not in card
 
 
 def test_the_check_comes_first():

@@ -345,7 +345,8 @@ class Collate:
             pixel_values=normalise(torch.stack(seen), self.mean, self.std) if seen else None,
             input_ids=input_ids, attention_mask=attention_mask, image_of_text=image_of_text,
             expressions=[e for it in items for e in it.expressions], photos=[it.photo for it in items],
-            features=torch.stack([*map(at_least_float32, features)]) if features else None, regions=torch.stack(regions) if regions else None, bad=[x for it in items for x in it.bad])
+            features=torch.stack([*map(at_least_float32, features)]) if features else None, regions=torch.stack(regions) if regions else None,
+            bad=[x for it in items for x in it.bad])
 
 # %% ../../nbs/26_data.batches.ipynb #cdf8d229
 class Order(Sampler[list[int]]):

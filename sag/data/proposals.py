@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
-from .expressions import Expression, decode, id_number, to_rle
 from ..files import read_json
+from .expressions import Expression, decode, id_number, to_rle
 
 # %% ../../nbs/27_data.proposals.ipynb #0977940c
 def _shrink(mask: np.ndarray, side: int) -> Tensor:  # (H,W) bool → (g,g) in [0,1]
@@ -76,7 +76,7 @@ def read_proposals(
     "Regions from a file. ValueError names the record that is malformed."
     records = read_json(path, object)
     if isinstance(records, dict): records = records.get('annotations')
-    if not isinstance(records, list) or not records: raise ValueError(f'{path} holds no COCO results; a JSON list of image_id, segmentation and score is wanted')
+    if not isinstance(records, list) or not records: raise ValueError(f'{path} holds no COCO results: a JSON list of image_id, segmentation, score')
     found: dict[Any, list[tuple[float, dict]]] = {}
     for i, record in enumerate(records):
         number, score, rle = _region(record, f'{path}: record {i}')
@@ -152,7 +152,7 @@ def regions_of_photos(
     proposals = getattr(model, 'proposals', None)
     if proposals is None: return None
     numbers = [photo_number(proposals, name) for name in names]
-    for number, photo, name in zip(numbers, photos, names, strict=True): check_size(proposals, number, name or 'the photo', None, lambda photo=photo: photo)
+    for number, photo, name in zip(numbers, photos, names, strict=True): check_size(proposals, number, name or 'the photo', None, photo.copy)
     return torch.stack([proposals.regions(n, *frame_of(model)) for n in numbers])
 
 # %% ../../nbs/27_data.proposals.ipynb #e9f91ab9

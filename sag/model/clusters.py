@@ -119,12 +119,12 @@ class Clusters(nn.Module):
 
 # %% ../../nbs/33_model.clusters.ipynb #08408528
 class Regions(nn.Module):
-    "The mean patches of regions from outside, and the regions as maps. It has no weights and draws nothing."
+    "The mean patches of regions (B, K, g, g) from outside, and the regions as maps. It has no weights and draws nothing."
     def __init__(self, config: SaGConfig):
         super().__init__()
         _same_width(config)
 
-    def forward(self, context: Tensor, regions: Tensor | None) -> tuple[Tensor, Tensor]: # (B, h, w, D_in), (B, K, g, g) -> (B, K, D), (B, K, g, g)
+    def forward(self, context: Tensor, noise: Any = None, features: Any = None, regions: Tensor | None = None) -> tuple[Tensor, Tensor]: # (B, h, w, D_in)
         if regions is None: raise ValueError("entities='proposals' needs the photos' regions: name their file (proposals=, --proposals)")
         regions = regions.to(context.device, torch.float32)
         share = F.adaptive_avg_pool2d(regions, context.shape[1:3]).flatten(2) # (B, K, h·w) of each patch

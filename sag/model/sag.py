@@ -211,12 +211,11 @@ class SaG(Pretrained):
     def encode_image(self, pixel_values: Tensor | None = None, noise: Tensor | None = None, features: Tensor | None = None,
                      regions: Tensor | None = None) -> SaGOutput:
         "Slots and their maps, of photos or cached features; `entities='proposals'` takes regions (B, K, g, g), and its maps are on their grid."
-        outside = isinstance(self.shatter, Regions)
-        if regions is not None and not outside: raise ValueError(f"entities={self.config.entities!r} takes no regions; entities='proposals' does")
         x = self.patches(pixel_values, features) # (B, h, w, C)
         h, w = x.shape[1:3]
         context = self.project(x) + sine_position(h, w, self.config.context_dim, x.device).unflatten(0, (h, w)).to(self.project.weight) # (B, h, w, D_in)
-        slots, maps = self.shatter(context, regions) if outside else self.shatter(context, noise, x) # (B, K, D), (B, K, h, w)
+        if regions is not None and not isinstance(self.shatter, Regions): raise ValueError(f"entities={self.config.entities!r} takes no regions")
+        slots, maps = self.shatter(context, noise, x, *[] if regions is None else [regions]) # (B, K, D), (B, K, h, w)
         return SaGOutput(slots, maps, x.flatten(1, 2))
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor: # (T, L) twice -> (T, D)
@@ -229,7 +228,7 @@ class SaG(Pretrained):
     def forward(self, pixel_values: Tensor | None, input_ids: Tensor, attention_mask: Tensor, noise: Tensor | None = None,
                 features: Tensor | None = None, regions: Tensor | None = None) -> SaGOutput:
         "pixel_values (B, 3, H, W), input_ids and attention_mask (T, L), noise (B, K, D) standard normal, drawn when None."
-        out = self.encode_image(pixel_values, noise, features, **{} if regions is None else dict(regions=regions))
+        out = self.encode_image(pixel_values, noise, features, *[] if regions is None else [regions])
         out.text = self.encode_text(input_ids, attention_mask) # (T, D)
         out.joint, out.relevance = self.gather(out.slots, out.text) # (B, T, D), (B, T, K)
         if self.decoder:
