@@ -57,6 +57,7 @@ def predict(
     device: str = '',  # such as cpu or cuda:1 (default: CUDA if there is one)
     precision: str = '',  # fp32, fp16, bf16 or auto (default: as the weights are)
     urls: bool = False,  # photos may be http(s) addresses; fetch them
+    proposals: str = '',  # regions in place of the model's clusters: COCO results; a photo's number ends its file's name
 ) -> str:  # the files written
     "Segment what expressions refer to in photos."
     photos, said = _asked(paths, expression or [])
@@ -65,7 +66,8 @@ def predict(
     from sag.predict import photo_files, segment_many
     files: list[Any] = [p for o in photos for p in ([o] if urls and '://' in o else photo_files(o))]
     if out and len(files) > 1: raise ValueError(f'--out is for one photo, and there are {len(files)}; use --overlay FOLDER')
-    found = segment_many(files, said, model, draws, threshold=threshold, rule=rule, device=device or None, precision=precision, urls=urls)
+    found = segment_many(files, said, model, draws, threshold=threshold, rule=rule, device=device or None, precision=precision, urls=urls,
+                         proposals=proposals or None)
     keep = list[Path]()
     def shown() -> Iterator[Any]:
         for s in found:
@@ -273,6 +275,7 @@ def evaluate(
     draws: int = 3,  # slot draws
     threshold: float = .5,  # a mask is where the score, in [0, 1], is at least this
     changes: str = '',  # fields that no training reads, changed for this measurement, as JSON: '{"place": 0}'
+    proposals: str = '',  # regions in place of the model's clusters, COCO results; the numbers are then mask-trained
     precision: str = '',  # fp32, fp16, bf16 or auto (default: as the weights are)
     discovery: bool = False,  # also how well the slots cut photos into their annotated objects, whatever the text
     untrained: bool = False,  # also what the backbone gives without training: principal component, CLS attention, k-means
@@ -284,7 +287,10 @@ def evaluate(
     for name, value in dict(draws=draws, shown=shown).items():
         if value < 1: raise ValueError(f'{name}={value}; choose 1 or more')
     check_threshold(threshold)
-    at_inference(SaGConfig(), **(other := _json_object('changes', changes)))
+    at_inference(SaGConfig(entities='clusters'), **(other := _json_object('changes', changes)))
+    if 'entities' in other and not proposals: raise ValueError("entities='proposals' needs regions: --proposals FILE")
+    if proposals and predictions: raise ValueError('--predictions are masks already: --proposals is for a model')
+    if proposals and not Path(proposals).is_file(): raise FileNotFoundError(f'{proposals}: no such file of COCO results')
     if predictions and not Path(predictions).is_file(): raise FileNotFoundError(f'{predictions}: no such file of COCO results')
     models, local = _models(model) if model else [], Path(model or predictions).exists()
     from sag.data.hub import hub_slug
@@ -295,10 +301,10 @@ def evaluate(
     elif not Path(model, 'run.json').is_file(): raise ValueError("--dataset '' is what a run was trained on, and this is no run; name a data set")
     short = ','.join(hub_slug(n[3:]) if n.startswith('hf:') else n for n in dataset.split(','))
     name = '+'.join(Path(m).stem for m in models) or Path(predictions).stem
-    dest = dest or f'{model if model and Path(model).is_dir() else "runs/" + name}/{short}-{split}'
+    dest = dest or f'{model if model and Path(model).is_dir() else "runs/" + name}/{short}-{split}' + f'-{Path(proposals).stem}'*bool(proposals)
     done = run('evaluate', dest, model=','.join(models), predictions=predictions and str(Path(predictions).resolve()),
-               split=split, tag=tag, draws=draws, threshold=threshold, changes=other, precision=precision, discovery=discovery, untrained=untrained,
-               shown=shown, **where)
+               split=split, tag=tag, draws=draws, threshold=threshold, changes=other, proposals=proposals and str(Path(proposals).resolve()),
+               precision=precision, discovery=discovery, untrained=untrained, shown=shown, **where)
     print(_results_table(read_json(Path(dest)/'metrics.json')), f'\n\nnext: sag report {model if model and local else dest}\n')
     return done
 

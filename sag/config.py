@@ -99,7 +99,7 @@ def _numbers(value: Any, key: str) -> Iterator[tuple[str, float]]:  # with the n
 @dataclass(frozen=True)
 class SaGConfig(Widths, Encoders):
     "What a model is: the encoders, then shatter, gather and reconstruct (paper: entity discovery, modality fusion, reconstruction)."
-    entities: str = _one_of('slots', 'grid', 'clusters')  # from slot attention, or K `clusters` of alike patches, not learned (ablation: K fixed cells, `grid`)
+    entities: str = _one_of('slots', 'grid', 'clusters', 'proposals')  # learned slots; or a fixed `grid` (ablation), `clusters` of patches, regions of a file
     cluster_position: float = _number(.6)  # weight of a patch's place against its features when patches are clustered
     slot_init: str = _one_of('entity', 'random', 'learned')  # from a Gaussian for each group (ablations: `random`, from one for all; `learned`, K vectors)
     competition: str = _one_of('slots', 'patches')  # slot attention's softmax runs over slots (ablation: over `patches`)
@@ -118,6 +118,7 @@ class SaGConfig(Widths, Encoders):
         for f in fields(self): _check(f, getattr(self, f.name))
         for name in 'image_mean', 'image_std':
             if len(getattr(self, name)) != 3: raise ValueError(f'{name}={getattr(self, name)!r}; three numbers wanted, for red, green and blue')
+        if self.student and self.entities == 'proposals': raise ValueError("entities='proposals' has no student; set student=0")
         asked = [(name, getattr(self, name), most) for name, most in _MOST.items()]
         for k, v in (*_numbers(self.image_args, ''), *_numbers(self.text_args, '')):
             asked.append((k, v, next(most for name, most in _ARGS.items() if re.search(name, k))))
@@ -138,6 +139,7 @@ class Data:
     root: str = 'data'  # folder of the data set
     images: str = ''  # the photos' folder ('': where such data sets have it)
     columns: dict = field(default_factory=dict)  # for `hf:` and `stream:`, role → column: '{"text": "query"}' ({}: guessed, and logged)
+    proposals: str = ''  # for entities='proposals': regions of all photos, a file of COCO results, see `sag.data.proposals`
     train_split: str = 'train'  # photos and expressions to learn from
     val_split: str = 'val'  # split watched while training ('' for none); its masks serve measuring alone
     captions: str = _one_of('captions', 'phrases', 'both')  # in training, captions as they are, their noun `phrases`, or `both`
@@ -212,11 +214,12 @@ INFERENCE = 'place', 'edges', 'one_part'  # fields that no training reads
 
 def at_inference(
     config: SaGConfig,  # of a trained model
-    **changes: Any,  # of `INFERENCE`
+    **changes: Any,  # of `INFERENCE`; or entities='proposals' for a model of clusters, which have no weights
 ) -> SaGConfig:
     "A copy with other choices at inference; ValueError for a field that the weights depend on."
-    if wrong := [name for name in changes if name not in INFERENCE]:
-        raise ValueError(f'{wrong[0]} cannot be changed after a training; {", ".join(INFERENCE)} can')
+    free = (*INFERENCE, 'entities') if config.entities in ('clusters', 'proposals') and changes.get('entities') == 'proposals' else INFERENCE
+    if wrong := [name for name in changes if name not in free]: raise ValueError(
+        f"{wrong[0]} cannot be changed after a training; {', '.join(INFERENCE)} can, and entities='proposals' takes the place of clusters")
     return change(config, **changes)
 
 def model_config(recipe: SaGConfig) -> SaGConfig:
@@ -234,7 +237,8 @@ def supervision(
 ) -> str:  # such as 'text + referents'
     "What a model learned from."
     r = recipe if isinstance(recipe, dict) else asdict(recipe)
-    more = {'referents': r.get('overlap_weight') and r.get('overlap_pairs') == 'referents'}  # what of it, and when
+    more = {'referents': r.get('overlap_weight') and r.get('overlap_pairs') == 'referents',  # what of it, and when
+            'mask-trained regions': r.get('entities') == 'proposals'}
     return ' + '.join(dict.fromkeys([part for s in ('text', *others) for part in s.split(' + ')] + [k for k, used in more.items() if used]))
 
 def beyond_text(learned: str) -> str:  # of `supervision` → '' or ' (text + referents)'

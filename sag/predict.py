@@ -23,10 +23,11 @@ from fastcore.meta import delegates
 from PIL import Image
 from torch import Tensor, nn
 
-from .config import check_threshold
+from .config import at_inference, check_threshold, supervision
 from .data.batches import at_least_float32, image_transform, load_tokenizer, pad_sentences, text_limit, tokenizer_of
 from .data.download import open_web as urlopen
 from .data.photos import MAX_PIXELS, read_photo, to_rgb, upright
+from .data.proposals import as_proposals, frame_of, photo_number, regions_of_photos
 from .distribute import autocast, full_precision, precision_here
 from .masks import Segments
 from .model.refine import guided, one_part
@@ -38,8 +39,8 @@ from .released import load_released
 # %% auto #0
 __all__ = ['RULES', 'SUFFIXES', 'weigh', 'segment_scores', 'min_max', 'full_size', 'slot_noise', 'encode_draws',
            'evaluation_mode', 'as_photo', 'photo_files', 'as_sentences', 'unknown_words', 'check_words', 'as_model',
-           'as_models', 'Slots', 'find_slots', 'encode_sentences', 'relevance_of', 'patch_scores', 'finished', 'Trace',
-           'find_masks', 'trace', 'mean_score', 'segment_many', 'segment']
+           'as_models', 'with_proposals', 'Slots', 'find_slots', 'encode_sentences', 'relevance_of', 'patch_scores',
+           'finished', 'Trace', 'find_masks', 'trace', 'mean_score', 'segment_many', 'segment']
 
 # %% ../nbs/44_predict.ipynb #0480c74f
 RULES = ('relevance', 'avg', 'max', 'min')
@@ -106,12 +107,14 @@ def encode_draws(
     image_ids: Sequence[int],           # B numbers of photos, see `slot_noise`
     draws: Iterable[int],               # numbers of the draws
     features: Tensor | None = None,     # (B,N,C) of the backbone, in place of pixels
+    regions: Tensor | None = None,      # (B,K,g,g) from outside, see `sag.data.proposals`
 ) -> Iterator[tuple[int, Any]]:         # each draw with encode_image's output: slots (B,K,D), slot_maps (B,K,h,w)
     "The slots of a batch of photos, draw by draw; the backbone sees each photo once."
     like = next(model.parameters(), torch.empty(0))     # device and precision
     if pixel_values is not None: pixel_values = pixel_values.to(like)
+    outside = {} if regions is None else dict(regions=regions)
     for draw in draws:
-        out = model.encode_image(pixel_values, noise=slot_noise(model, image_ids, draw).to(like), features=features)
+        out = model.encode_image(pixel_values, noise=slot_noise(model, image_ids, draw).to(like), features=features, **outside)
         pixel_values, features = None, out.features
         yield draw, out
 
@@ -252,6 +255,28 @@ def as_models(
     if isinstance(model, (list, tuple)) and not model: raise ValueError('no model given; name one, such as small')
     return [as_model(m, device) for m in (model if isinstance(model, (list, tuple)) else [model])]
 
+# %% ../nbs/44_predict.ipynb #9b27b36b
+def with_proposals(
+    model: Any,         # a `SaG` of clusters, or of proposals
+    proposals: Any,     # a file of COCO results, masks (N,H,W) of one photo, or `Proposals`
+) -> SaG:
+    "The same weights with regions from outside in place of clusters. `ValueError` for a model of slots, whose entities have weights."
+    net = SaG(at_inference(model.config, entities='proposals'), weights=False)
+    net.load_state_dict(model.state_dict(), assign=True)
+    net.tokenizer, net.proposals, net.supervision = model.tokenizer, as_proposals(proposals), supervision(net.config, model.supervision)
+    return net.to(model.device).train(model.training)
+
+# %% ../nbs/44_predict.ipynb #3112cc65
+def _own_regions(
+    model: Any,         # maybe with proposals
+    image_id: int,      # the photo's number in its data set
+    image: Any,         # the photo; a file's name may tell the number
+) -> Tensor | None:     # (1,K,g,g)
+    known = getattr(model, 'proposals', None)
+    if known is None: return None
+    number = image_id if image_id in known.found else photo_number(known, str(image) if isinstance(image, (str, PathLike)) else '')
+    return known.regions(number, *frame_of(model))[None]
+
 # %% ../nbs/44_predict.ipynb #b38a1301
 class Slots(NamedTuple):
     "A photo and what one draw of slots found in it; tensors where the model is."
@@ -271,7 +296,7 @@ def find_slots(
     photo, net = as_photo(image), as_model(model, device)
     transform = image_transform(net.config.image_size, net.config.image_mean, net.config.image_std)
     with evaluation_mode(net, device) as where:
-        _, out = next(encode_draws(net, transform(photo)[None].to(where), [image_id], [draw]))
+        _, out = next(encode_draws(net, transform(photo)[None].to(where), [image_id], [draw], regions=_own_regions(net, image_id, image)))
     return Slots(photo, out.slots, at_least_float32(out.slot_maps[0]), out.features[0])
 
 # %% ../nbs/44_predict.ipynb #80b59795
@@ -388,13 +413,13 @@ def _scores(
     said: list[str],                # T expressions
     text: Tensor,                   # (T,D), encoded
     draws: Sequence[int],           # numbers of the draws
-    rule: str, tokenizer: Any, device: Any, precision: str,
+    rule: str, tokenizer: Any, device: Any, precision: str, regions: Tensor | None,
 ) -> list[list[Tensor]]:            # for each photo, (T,H,W) of each draw
     "Scores of a batch of photos, squashed to the model's square and brought back to their sizes."
     c, scores = net.config, [list[Tensor]() for _ in photos]
     transform = image_transform(c.image_size, c.image_mean, c.image_std)
     with evaluation_mode(net, device, precision) as where:
-        for _, out in encode_draws(net, torch.stack([transform(p) for p in photos]).to(where), [0] * len(photos), draws):
+        for _, out in encode_draws(net, torch.stack([transform(p) for p in photos]).to(where), [0] * len(photos), draws, regions=regions):
             for slots, maps, features, photo, found in zip(out.slots, at_least_float32(out.slot_maps), out.features, photos, scores, strict=True):
                 relevance = relevance_of(net, said, text, slots[None], maps, tokenizer)
                 score = patch_scores(net, relevance, maps, features, said, rule, tokenizer)
@@ -419,6 +444,7 @@ def segment_many(
     precision: str = '',                        # fp32, fp16, bf16 or auto; default as the weights are
     urls: bool = False,                         # fetch photos whose address is given
     batch_size: int = 8,                        # photos at once; changes speed and memory, not results
+    proposals: Any = None,                      # regions in place of a model's clusters: a file of COCO results, or masks (N,H,W) of the one photo
 ) -> Iterator[Segments]:                        # photo by photo
     "Segment photos lazily, batch by batch. Arguments are checked at once; a bad photo raises, with its name, when its turn comes."
     said, numbers = as_sentences(expressions), dict(draws=draws, batch_size=batch_size)
@@ -429,12 +455,14 @@ def segment_many(
     weigh(torch.ones(1, 1), rule)       # a rule that does not exist
     todo = iter(photo_files(images) if isinstance(images, (str, PathLike)) else images)
     nets, texts, asked = as_models(model, device), list[Tensor](), range(seed, seed + draws)
+    if proposals is not None: nets = [with_proposals(net, known) for known in [as_proposals(proposals)] for net in nets]
     for net in nets:
         with evaluation_mode(net, device, precision) as where: texts.append(encode_sentences(net, said, tokenizer, where))
     def batches() -> Iterator[Segments]:
         while some := list(islice(todo, batch_size)):
             photos, names = [as_photo(o, urls) for o in some], [str(o) if isinstance(o, (str, PathLike)) else '' for o in some]
-            scores = [_scores(net, photos, said, text, asked, rule, tokenizer, device, precision) for net, text in zip(nets, texts, strict=True)]
+            scores = [_scores(net, photos, said, text, asked, rule, tokenizer, device, precision, regions_of_photos(net, photos, names))
+                      for net, text in zip(nets, texts, strict=True)]
             for photo, name, *found in zip(photos, names, *scores, strict=True):
                 score = mean_score([*chain.from_iterable(found)])
                 yield Segments(score, score >= threshold, said, photo, name)

@@ -240,6 +240,7 @@ def _exportable(model: SaG | str | PathLike, format: str) -> Any:  # SaG
     if format not in _FORMATS: raise ValueError(f'format={format!r}; choose {" or ".join(_FORMATS)}')
     if not isinstance(model, SaG) and Run(model).trained: _finished(model)
     net = as_model(model)
+    if net.config.entities == 'proposals': raise ValueError("a model of proposals cannot be exported: the file has no input for their regions")
     if outside := [k for k in INFERENCE if getattr(net.config, k)]:
         warnings.warn(f'{", ".join(outside)}: words of place and the finish of masks lie outside the network; the file ignores them', stacklevel=3)
     if net.tokenizer is None: raise ValueError('the model has no tokenizer to turn words into its input_ids: set model.tokenizer')

@@ -41,6 +41,7 @@ from .data.batches import Batch, PhotoTexts, StreamTexts, at_least_float32, cach
 from .data.expressions import Expressions
 from .data.features import Features, cache_features
 from .data.phrases import same_text, to_phrases
+from .data.proposals import Proposals, check_proposals, frame_of, read_proposals, regions_for
 from .data.sets import leak, load
 from .data.streams import Pairs
 from .distribute import autocast, everyone, free_memory, precision_here, share_slots, turn, weight
@@ -105,7 +106,7 @@ def save_memory(
     if recipe.checkpointing != 'auto': return recipe
     if recipe.entities == 'clusters': return change(recipe, checkpointing=False)  # its encoders are frozen and keep nothing
     batch = next(iter(data)).to(model.device)
-    inputs = (batch.pixel_values, batch.input_ids, batch.attention_mask, None, batch.features)
+    inputs = (batch.pixel_values, batch.input_ids, batch.attention_mask, None, batch.features, batch.regions)
     needed = 3*sum(p.nbytes for p in model.parameters() if p.requires_grad) + 1.2*kept_bytes(model.train(), *inputs, precision=recipe.precision)
     tight = needed > free_memory(model.device)
     if tight: model.set_grad_checkpointing()
@@ -130,7 +131,7 @@ def batches(
     kept: Any = recipe.workers == 0 and len(expressions.photo_files())*3*c.image_size**2 < 2e9  # bytes
     if recipe.cache_photos and features is None: kept = cache_photos(expressions, c.image_size, recipe.feature_dir, recipe.photo_fit)
     photos = PhotoTexts(expressions, model.tokenizer, c.image_size, c.image_mean, c.image_std, recipe.group, recipe.texts_per_photo,
-                        features, text_limit(model), seed=recipe.seed, cache=kept, fit=recipe.photo_fit)
+                        features, text_limit(model), seed=recipe.seed, cache=kept, fit=recipe.photo_fit, regions=regions_for(model, expressions))
     drop = recipe.last_batch == 'drop' or turn()[1] > 1 or len(photos) < recipe.batch_size  # too few for a step is an error
     return loader(photos, recipe.batch_size, recipe.seed, drop_last=drop, workers=recipe.workers, turn=turn())
 
@@ -323,7 +324,8 @@ def batch_losses(
     "Forward pass and losses of a batch."
     more = dict(mirror=mirror_texts(batch, training.model)) if training.recipe.mirror_weight else {}
     with autocast(training.recipe.precision, training.model.device):
-        out = training.forward(batch.pixel_values, batch.input_ids, batch.attention_mask, None, batch.features, **more)
+        outside = {} if batch.regions is None else dict(regions=batch.regions)
+        out = training.forward(batch.pixel_values, batch.input_ids, batch.attention_mask, None, batch.features, **outside, **more)
     return training.losses(_full(out), batch, training.recipe)
 
 def train_step(
@@ -480,6 +482,8 @@ def check_recipe(recipe: Recipe, where: str = 'cpu') -> None:
     if r.cache_features and not r.freeze_image: raise ValueError('cache_features needs freeze_image=True: the features of a backbone that trains change')
     if r.entities == 'clusters' and not r.freeze_image:
         raise ValueError("entities='clusters' needs freeze_image=True: nothing would tell a backbone that trains how its clusters should move")
+    if r.entities == 'proposals' and not r.proposals: raise ValueError("entities='proposals' needs regions: name their file in proposals")
+    if r.proposals and r.entities != 'proposals': raise ValueError(f"proposals={r.proposals!r} needs entities='proposals', not {r.entities!r}")
     if not r.reconstruct and r.reconstruction_weight:
         raise ValueError(f'reconstruct=False has no loss for reconstruction_weight={r.reconstruction_weight} to weigh; set it to 0')
     if r.precision == 'fp16' and where == 'cpu': raise ValueError("precision='fp16' needs a GPU: its losses are scaled; on a CPU use fp32, bf16 or auto")
@@ -551,6 +555,15 @@ def _vocabulary(recipe: Recipe, texts: Expressions | Pairs) -> list[str]:
         raise ValueError('cache_features and cache_photos are for photos that come again: set both to False for a stream')
     return [e.sentence for e in to_phrases(texts.head(10_000), recipe.captions)] if recipe.text_encoder == 'words' else []
 
+def _proposals(recipe: Recipe, model: SaG, texts: Expressions | Pairs, *others: Expressions) -> Proposals | None:
+    "The regions of all photos, kept where they fit in memory. ValueError where some have none."
+    if not recipe.proposals: return None
+    if isinstance(texts, Pairs): raise ValueError('proposals are for photos that are known beforehand, not for a stream')
+    found, (slots, side) = read_proposals(recipe.proposals), frame_of(model)
+    for es in (texts, *others): check_proposals(found, es)
+    if recipe.workers == 0 and len(texts.photo_files())*2*slots*side**2 < 2e9: found.kept = {}  # bytes
+    return found
+
 def prepare(
     recipe: Recipe,  # what to train
     run: Run,  # where
@@ -571,6 +584,7 @@ def prepare(
         model, features = build_model(recipe, _vocabulary(recipe, texts)).to(machine.device), None
         (texts, a), (watched, b), (_, c) = (keep_to_limit(es, model, recipe.long_text) for es in (texts, watched, later or Expressions()))
         long = {k: n for k, n in dict(train=a, val=b, test=c).items() if n}
+        model.proposals = _proposals(recipe, model, texts, watched, later or Expressions())
         if recipe.cache_features: features = cache_features(model.image, model.config, texts + watched, recipe.feature_dir, precision=recipe.precision)
         data = batches(recipe, model, texts, features)
         recipe = save_memory(recipe, model, data)
@@ -644,7 +658,8 @@ def _finish(training: Training) -> Training:
         shutil.rmtree(training.dest/'checkpoints', ignore_errors=True)
     training.accelerator.wait_for_everyone()
     for tracker in training.accelerator.trackers: tracker.finish()
-    training.model = training.run.model.to(training.accelerator.device)
+    proposals, training.model = training.model.proposals, training.run.model.to(training.accelerator.device)
+    training.model.proposals = proposals
     return training
 
 # %% ../nbs/52_train.ipynb #b2b95136

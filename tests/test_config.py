@@ -13,10 +13,10 @@ FIELDS = """
     image_standardize drop_path freeze_image text_encoder text_weights text_args text_pooling max_text_length freeze_text dim context_dim groups
     slots_per_group iterations sigma_scale slot_heads slot_head_dim interact_heads interact_head_dim fusion_heads fusion_head_dim ff_mult dropout
     decoder_positions entities cluster_position slot_init competition interaction fusion cosine_scale cuts slot_geometry place student edges one_part
-    reconstruct dataset split_by root images columns train_split val_split captions long_text synthetic_args group texts_per_photo cache_features feature_dir
-    photo_fit cache_photos bad_samples workers batch_size last_batch epochs steps lr image_lr text_lr weight_decay clip warmup cosine_shift warmup_kind
-    temperature fixed_target ignore_same_text reconstruction_weight mirror_weight overlap_weight overlap_pairs precision checkpointing compile accumulate
-    start seed selection evaluate_every val_photos save_every skip_nonfinite track
+    reconstruct dataset split_by root images columns proposals train_split val_split captions long_text synthetic_args group texts_per_photo cache_features
+    feature_dir photo_fit cache_photos bad_samples workers batch_size last_batch epochs steps lr image_lr text_lr weight_decay clip warmup cosine_shift
+    warmup_kind temperature fixed_target ignore_same_text reconstruction_weight mirror_weight overlap_weight overlap_pairs precision checkpointing compile
+    accumulate start seed selection evaluate_every val_photos save_every skip_nonfinite track
 """.split()
 
 

@@ -192,6 +192,7 @@ class Batch:
     expressions: list[Expression]  # T of them
     photos: list[Path]  # B files
     features: torch.Tensor | None = None  # (B,N,C) float, an image encoder's output, computed earlier
+    regions: torch.Tensor | None = None  # (B,K,g,g) share of each cell that each region covers, see `sag.data.proposals`
     bad: list[str] = field(default_factory=list)  # what was wrong with samples that others took the place of
 
     def map(self, f: Callable[[torch.Tensor], torch.Tensor]) -> 'Batch':
@@ -209,6 +210,7 @@ class Item:
     ids: list[list[int]]  # their tokens
     pixels: torch.Tensor | None = None  # (3,H,W) uint8
     features: torch.Tensor | None = None  # (N,C)
+    regions: torch.Tensor | None = None  # (K,g,g)
     bad: tuple[str, ...] = ()  # what was wrong with samples in whose place it stands
 
 def _groups(
@@ -250,11 +252,12 @@ class PhotoTexts(Dataset):
         seed: int = 0,  # for drawing expressions of a photo
         cache: bool | Mapping[Path, torch.Tensor] = False,  # keep decoded photos in memory, or take them from `cache_photos`
         fit: int = 0,  # see `squash`
+        regions: Callable[[Expression], torch.Tensor] | None = None,  # (K,g,g) of an expression's photo, see `sag.data.proposals`
     ):
         self.expressions, self.groups = expressions, _Ragged(_groups(expressions, group))
         self.ids = _Ragged(tokenize([e.sentence for e in expressions], tokenizer, max_length, truncate))
         self.pad_id, self.image_size, self.mean, self.std, self.epoch = tokenizer.pad_token_id or 0, image_size, mean, std, 0
-        self.texts_per_photo, self.features, self.seed, self.fit = texts_per_photo, features, seed, fit
+        self.texts_per_photo, self.features, self.seed, self.fit, self.regions = texts_per_photo, features, seed, fit, regions
         self.kept: Any = cache if isinstance(cache, Mapping) else {} if cache else None
     def __len__(self) -> int: return len(self.groups)
     def set_epoch(self, epoch: int) -> None: self.epoch = epoch
@@ -277,7 +280,7 @@ def _item(data: PhotoTexts, i: int) -> Item:
     "Item i: a photo, or its features, and expressions."
     chosen = _drawn(data, i)
     es = [data.expressions[c] for c in chosen]
-    it = Item(es[0].image, es, [data.ids[c] for c in chosen])
+    it = Item(es[0].image, es, [data.ids[c] for c in chosen], regions=data.regions(es[0]) if data.regions else None)
     if data.features is None: return replace(it, pixels=_pixels(data, es[0]))
     return replace(it, features=torch.as_tensor(data.features[it.photo]))
 
@@ -337,12 +340,13 @@ class Collate:
         input_ids, attention_mask = pad([x for it in items for x in it.ids], self.pad_id)
         image_of_text = torch.repeat_interleave(torch.arange(len(items)), torch.tensor([len(it.ids) for it in items]))
         seen = [it.pixels for it in items if it.pixels is not None]
-        features = [it.features for it in items if it.features is not None]
+        features, regions = ([x for it in items if (x := getattr(it, k)) is not None] for k in ('features', 'regions'))
         return Batch(
             pixel_values=normalise(torch.stack(seen), self.mean, self.std) if seen else None,
             input_ids=input_ids, attention_mask=attention_mask, image_of_text=image_of_text,
             expressions=[e for it in items for e in it.expressions], photos=[it.photo for it in items],
-            features=torch.stack([*map(at_least_float32, features)]) if features else None, bad=[x for it in items for x in it.bad])
+            features=torch.stack([*map(at_least_float32, features)]) if features else None, regions=torch.stack(regions) if regions else None,
+            bad=[x for it in items for x in it.bad])
 
 # %% ../../nbs/26_data.batches.ipynb #cdf8d229
 class Order(Sampler[list[int]]):

@@ -42,6 +42,7 @@ from sag.predict import (
 from ..config import check_threshold
 from ..data.batches import PhotoTexts, at_least_float32, loader, text_limit, tokenizer_of
 from ..data.expressions import Expression, by_photo, decode, has_mask
+from ..data.proposals import regions_for
 from ..distribute import everyone, turn
 from ..masks import read_results, run_lengths
 from ..metrics import aggregate, as_stack, at_least, bootstrap, box_mask, check_shapes, measures, pixel_counts, ratios, read_counts
@@ -84,7 +85,8 @@ def photo_texts(
 ) -> PhotoTexts:
     "Photos with all their expressions, as a model takes them. `ValueError` names an expression that is too long for the text encoder."
     c, tok = model.config, tokenizer_of(model)
-    return PhotoTexts(expressions, tok, c.image_size, c.image_mean, c.image_std, 'photo', features=features, max_length=text_limit(model))
+    look = dict(image_size=c.image_size, mean=c.image_mean, std=c.image_std, regions=regions_for(model, expressions))
+    return PhotoTexts(expressions, tok, **look, group='photo', features=features, max_length=text_limit(model))
 
 def photo_batches(
     model: Any,                                     # see `photo_texts`
@@ -225,7 +227,7 @@ def _batch_scores(
     groups, total = expressions_by_photo(batch), dict[int, Tensor]()
     text = model.encode_text(batch.input_ids, batch.attention_mask).split([len(es) for es in groups])
     photos = [lru_cache(es[0].photo) for es in groups]  # decoded when first asked for, once for all rules and draws
-    for draw, out in encode_draws(model, batch.pixel_values, [es[0].image_id for es in groups], draws, batch.features):
+    for draw, out in encode_draws(model, batch.pixel_values, [es[0].image_id for es in groups], draws, batch.features, batch.regions):
         for b, es in enumerate(groups):
             maps = at_least_float32(out.slot_maps[b])
             relevance = relevance_of(model, [e.sentence for e in es], text[b], out.slots[b:b + 1], maps)

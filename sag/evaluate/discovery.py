@@ -130,7 +130,7 @@ def _batch_cuts(model: Any, batch: Any, draws: Sequence[int]) -> list[dict[str, 
     groups = expressions_by_photo(batch)
     sizes = [(es[0].height, es[0].width) for es in groups]
     rows = [r for es, size in zip(groups, sizes, strict=True) for r in cut_rows(es, blind_cuts(size, model.num_slots), draws[0])]
-    for draw, out in encode_draws(model, batch.pixel_values, [es[0].image_id for es in groups], draws, batch.features):
+    for draw, out in encode_draws(model, batch.pixel_values, [es[0].image_id for es in groups], draws, batch.features, batch.regions):
         for es, size, maps in zip(groups, sizes, out.slot_maps.cpu(), strict=True):
             rows += cut_rows(es, {'slots': hard_assignment(maps, size)}, draw)
     return rows

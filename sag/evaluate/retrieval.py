@@ -38,7 +38,7 @@ def photo_scores(
         for b in loader(data, batch_size, shuffle=False, drop_last=False):
             b, ids = b.to(device), [es[0].image_id for es in expressions_by_photo(b)]
             own.append(b.image_of_text + sum(len(s) for s in slots))
-            slots.append(next(encode_draws(model, b.pixel_values, ids, [0], b.features))[1].slots)
+            slots.append(next(encode_draws(model, b.pixel_values, ids, [0], b.features, b.regions))[1].slots)
             text.append(model.encode_text(b.input_ids, b.attention_mask))
         words = torch.cat(text)
         scores = [(model.gather(one[None], words)[0][0]*words).sum(1) for one in torch.cat(slots)]
@@ -89,7 +89,7 @@ def evaluate_presence(
         for b in loader(data, 16, shuffle=False, drop_last=False):
             b, groups = b.to(device), expressions_by_photo(b)
             text = model.encode_text(b.input_ids, b.attention_mask).split([len(es) for es in groups])
-            _, out = next(encode_draws(model, b.pixel_values, [es[0].image_id for es in groups], [0], b.features))
+            _, out = next(encode_draws(model, b.pixel_values, [es[0].image_id for es in groups], [0], b.features, b.regions))
             for es, words, slots, maps, features in zip(groups, text, out.slots, at_least_float32(out.slot_maps), out.features, strict=True):
                 fit = (at_least_float32(model.gather(slots[None], words)[0][0])*words).sum(1)
                 relevance = relevance_of(model, [e.sentence for e in es], words, slots[None], maps)

@@ -6,6 +6,7 @@
 __all__ = ['Gather', 'Similarity', 'Cosine', 'without_layer']
 
 # %% ../../nbs/34_model.gather.ipynb #4d009dc8
+import torch
 import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import Tensor, nn
@@ -13,17 +14,26 @@ from torch import Tensor, nn
 from ..config import SaGConfig
 from .shatter import FeedForward, Projections, full_softmax
 
+# %% ../../nbs/34_model.gather.ipynb #e5c2e2a2
+class _Taken:
+    "Which slots stand for something: with `entities='proposals'` the rows that no region fills are 0, and take no relevance."
+    def __init__(self, config: SaGConfig): self.all = config.entities != 'proposals'
+    def __call__(self, products: Tensor, slots: Tensor) -> Tensor: # (B, …, T, K), (B, K, D) -> (B, …, T, K)
+        if self.all: return products
+        empty = (slots == 0).all(-1) # (B, K)
+        return products.masked_fill(empty.view(len(empty), *[1]*(products.ndim - 2), -1), -torch.inf)
+
 # %% ../../nbs/34_model.gather.ipynb #ed2ea169
 class Gather(Projections):
     "Expressions (T, D) attend to slots (B, K, D): joint embeddings (B, T, D) and relevance (B, T, K) (paper, modality fusion module)."
     def __init__(self, config: SaGConfig):
         super().__init__(config.dim, config.dim, config.fusion_heads, config.fusion_head_dim, config.dropout)
-        self.norm_context, self.ff = nn.LayerNorm(config.dim), FeedForward(config.dim, config.ff_mult)
+        self.norm_context, self.ff, self.taken = nn.LayerNorm(config.dim), FeedForward(config.dim, config.ff_mult), _Taken(config)
 
     def attention(self, slots: Tensor, text: Tensor) -> tuple[Tensor, Tensor]: # weights (B, heads, T, K) and normalised slots
         context = self.norm_context(slots) # (B, K, D)
         q, k = rearrange(self.to_q(self.norm(text)), 't (h d) -> h t d', h=self.heads), self.split(self.to_k(context)) # (heads, T, d), (B, heads, K, d)
-        return full_softmax(q*self.scale @ k.transpose(-1, -2), -1), context
+        return full_softmax(self.taken(q*self.scale @ k.transpose(-1, -2), slots), -1), context
 
     def relevance(self, slots: Tensor, text: Tensor) -> Tensor: # (B, T, K), sums to 1 over slots
         "How much of each expression's attention goes to each slot, mean over heads."
@@ -40,11 +50,11 @@ class Similarity(nn.Module):
     "`Gather` without weights: expressions and slots compared directly (paper, ablation: no fusion module)."
     def __init__(self, config: SaGConfig):
         super().__init__()
-        self.scale = config.dim**-.5
+        self.scale, self.taken = config.dim**-.5, _Taken(config)
 
     def relevance(self, slots: Tensor, text: Tensor) -> Tensor: # (B, T, K), sums to 1 over slots
         "Softmax over slots of text · slot / √D."
-        return (text*self.scale @ slots.transpose(1, 2)).softmax(-1)
+        return self.taken(text*self.scale @ slots.transpose(1, 2), slots).softmax(-1)
 
     def forward(self, slots: Tensor, text: Tensor) -> tuple[Tensor, Tensor]: # joint (B, T, D) of length 1, relevance (B, T, K)
         relevance = self.relevance(slots, text)
@@ -55,11 +65,11 @@ class Cosine(nn.Module):
     "`Similarity` of directions (`cosine_scale` > 0). The length of the joint embedding is at most 1."
     def __init__(self, config: SaGConfig):
         super().__init__()
-        self.scale = config.cosine_scale
+        self.scale, self.taken = config.cosine_scale, _Taken(config)
 
     def relevance(self, slots: Tensor, text: Tensor) -> Tensor: # (B, T, K), sums to 1 over slots
         "Softmax over slots of scale · cos(text, slot)."
-        return (self.scale*F.normalize(text, dim=-1) @ F.normalize(slots, dim=-1).transpose(1, 2)).softmax(-1)
+        return self.taken(self.scale*F.normalize(text, dim=-1) @ F.normalize(slots, dim=-1).transpose(1, 2), slots).softmax(-1)
 
     def forward(self, slots: Tensor, text: Tensor) -> tuple[Tensor, Tensor]: # joint (B, T, D), relevance (B, T, K)
         relevance = self.relevance(slots, text)

@@ -60,6 +60,10 @@ components: dict[str, dict[str, Any]] = {
 }
 _inference: dict[str, dict[str, Any]] = {
     'place-unread': dict(place=0.), 'edges': dict(edges=1/16), 'one-part': dict(one_part=True), 'edges-one-part': dict(edges=1/16, one_part=True)}
+def _outside(recipe: Recipe) -> dict[str, dict[str, Any]]:
+    if not recipe.proposals: raise ValueError("the grid 'proposals' needs regions of all photos: --proposals FILE")
+    return {'full': dict(proposals=''), 'proposals': dict(entities='proposals', cuts=(), groups=50, slots_per_group=1)}
+
 _backbones = {'backbone-trained': dict(freeze_image=False), 'backbone-frozen': dict(freeze_image=True)}
 grids: dict[str, Ablation] = {
     'losses': Ablation("The reconstruction loss left out: a row of the paper's component ablation", {'full': {}} | _no_reconstruction),
@@ -79,6 +83,7 @@ grids: dict[str, Ablation] = {
                    {f'warmup-{o}': dict(warmup_kind=o) for o in ('loss', 'lr')} | {'warmup-none': dict(warmup=0)}),
     'sides': Ablation('Left and right learned from geometry and mirror images, without a rule: ours', _sides),
     'changes': Ablation('One part of the recipe for few photos (`lite0`, `vits14`) replaced at a time: ours', _few_photos),
+    'proposals': Ablation('Regions from outside (--proposals FILE) in place of the entities: ours, mask-trained; the paper has none', _outside),
     'backbone': Ablation('The image backbone trained or kept as it is: ours; the paper trains it', _backbones),
 }
 

@@ -23,7 +23,7 @@ from ..figures import panel, plain_text, quoted, show_target, target_of
 from ..files import project_root
 from ..masks import overlay
 from ..metrics import bootstrap, measure
-from ..predict import as_model, trace
+from ..predict import as_model, trace, with_proposals
 from .compare import KEY, Entry, Group, keyed, per_expression, pooled
 
 # %% auto #0
@@ -178,15 +178,21 @@ def _show_expressions(chosen: Sequence[Expression], models: dict[str, Any], aske
     return fig
 
 # %% ../../nbs/66_runs.breakdown.ipynb #13faa43d
+def _measured_model(run: Entry) -> Any:  # None if weights or regions are missing
+    "The model of a run, with regions from outside where it was measured with them."
+    regions = run.recipe.get('proposals') if run.recipe.get('entities') == 'proposals' else None
+    if not (run.origin/'model.safetensors').exists() or regions and not Path(regions).exists(): return None
+    return with_proposals(as_model(run.origin), regions) if regions else as_model(run.origin)
+
 def pictures(
     table: pd.DataFrame,  # of `extremes`
     groups: Sequence[Group],  # one or two
 ) -> dict[str, Figure]:  # by which; empty if a model or the photos are missing
     "The best, the worst and the most different expressions with their masks."
     runs = [g.runs[0] for g in groups]
-    known = data_of(runs[0]) if all((r.origin/'model.safetensors').exists() for r in runs) else None
+    models = {g.name: _measured_model(r) for g, r in zip(groups, runs, strict=True)}
+    known = data_of(runs[0]) if all(models.values()) else None
     if known is None: return {}
-    models = {g.name: as_model(r.origin) for g, r in zip(groups, runs, strict=True)}
     how = [dict(rule=g.rule, threshold=g.runs[0].recipe['threshold']) for g in groups]
     find = {_key(e): e for e in known}
     chosen = {k: [find[o] for o in t[KEY].itertuples(index=False, name=None) if o in find] for k, t in table.groupby('which', sort=False)}

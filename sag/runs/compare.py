@@ -108,6 +108,7 @@ def _read(run: Run, name: str) -> Entry:
     wrong = [f'{k}={v!r}' for k, v in data.items() if not isinstance(v, str)]
     if wrong: raise ValueError(f'{run.path} does not say what was measured: {", ".join(wrong)}')
     recipe |= dict(rule=next((r for r in facts.get('rules', {}) if r in RULES), ''), threshold=float(facts.get('threshold', .5)), **facts.get('changes') or {})
+    if 'proposals' in facts: recipe['proposals'] = facts['proposals']
     found = Entry(run, name, run.status, training, recipe, data)
     if facts: len(found.rows)  # a damaged table shows now
     if len(found.history): found.history[['step']].astype(int)
@@ -128,7 +129,7 @@ def read_runs(runs: str | PathLike | Iterable[str | PathLike]) -> list[Entry]:
 
 # %% ../../nbs/65_runs.compare.ipynb #13172b4f
 SAME = ('seed', 'root', 'feature_dir', 'workers', 'cache_photos', 'cache_features', 'checkpointing', 'save_every', 'track')
-MEASURED = ('rule', 'threshold')  # not the training's but the measurement's
+MEASURED = ('rule', 'threshold', 'proposals')  # not the training's but the measurement's
 
 class Group(NamedTuple):
     "Runs of one recipe on one data set."
