@@ -6,14 +6,18 @@ from pathlib import Path
 
 import pytest
 
+from sag import cli
 from sag.config import change
+from sag.data.proposals import annotated
 from sag.data.refer import load_refer
 from sag.data.sets import DATASETS, count_splits, find_problems, load, prepare_table
 from sag.data.synthetic import write_scenes
 from sag.evaluate import evaluate
 from sag.evaluate.retrieval import composed, evaluate_presence
+from sag.masks import write_json
 from sag.metrics import generalised
 from sag.presets import presets
+from sag.runs.papermill import RunError
 from sag.train import build_model
 
 @pytest.fixture(scope='module')
@@ -114,6 +118,17 @@ def test_expressions_that_name_nothing_are_measured_as_gref_s(name, scenes, mode
     measured = {presence: generalised(evaluate_presence(model, es, presence)) for presence in (-9., 9.)}
     if name == 'finecops-ref': assert {'Precision@1 level1', 'Recall@1 negative1', 'AUROC replace'} <= {*composed(evaluate_presence(model, es, -9.), es)}
     assert measured[9.]['n_acc'] == 1 and measured[9.]['t_acc'] == 0 and measured[-9.]['t_acc'] > measured[-9.]['n_acc']
+
+
+def test_what_measuring_nothing_needs_is_asked_for_before_it_begins(scenes, tmp_path):
+    root = shutil.copytree(scenes, tmp_path/'data')
+    zom(root)
+    where = dict(model='small', dataset='ref-zom', root=str(root), split='test', draws=1, dest=str(tmp_path/'found'))
+    write_json(tmp_path/'masks.json', annotated(load('ref-zom', root, split='test')))
+    with pytest.raises(RunError, match='no regions for 4 of 4 photos'): cli.evaluate(**where, proposals=str(tmp_path/'masks.json'))  # the training's
+    assert not (tmp_path/'found/expressions.csv').exists()
+    cli.evaluate(**where)
+    assert {'giou', 'n_acc', 't_acc', 'presence'} <= {*json.loads((tmp_path/'found/generalised.json').read_text())}
 
 
 def test_photos_of_train_and_val(scenes):
