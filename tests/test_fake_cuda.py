@@ -18,7 +18,8 @@ from sag.evaluate import BLIND, MEAN, ORACLE, TRIVIAL, Truth, _batch_counts
 from sag.losses import contrastive_loss, reconstruction_loss
 from sag.model.sag import SaG
 from sag.predict import RULES, encode_draws, full_size, relevance_of, segment_scores
-from sag.train import optimizer, repeated, update
+from sag.train import optimizer, update
+from sag.train.objective import repeated
 
 TEXT = dict(vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, max_position_embeddings=16)
 BASE = dict(

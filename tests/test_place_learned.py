@@ -18,7 +18,8 @@ from sag.model.sag import SaG, SaGOutput
 from sag.place import exchanged, parse
 from sag.presets import recipe
 from sag.record import Run
-from sag.train import check_recipe, fit, load_data, mirror_texts, overlapping
+from sag.train import check_recipe, fit, load_data
+from sag.train.objective import mirror_texts, overlapping
 
 SIDES = ['left dog', 'right dog', 'leftmost cup', 'cup on the right', 'man left of the dog', 'second from right']
 OTHERS = ['dog', 'red cup', 'left hand', 'left dog on the right', 'all right then']

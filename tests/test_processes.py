@@ -19,7 +19,8 @@ from sag.train import batch_losses, fit, load_data, prepare, stream
 # What each of two processes does, started as accelerate starts them. `mine.py` is a module of the user's.
 MINE = '''
 from sag.distribute import turn, weight
-from sag.train import load_data, losses, train_step
+from sag.train.objective import losses
+from sag.train import load_data, train_step
 
 def spread(out, batch, recipe):
     own = batch.image_of_text

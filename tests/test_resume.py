@@ -16,7 +16,8 @@ from sag.data.expressions import Expressions
 from sag.files import read_json
 from sag.presets import recipe
 from sag.record import Run
-from sag.train import Diverged, fit, load_data, losses
+from sag.train import Diverged, fit, load_data
+from sag.train.objective import losses
 
 class Cable(Exception):
     "Somebody trips over it."
