@@ -9,9 +9,11 @@ from sag import cli
 from sag.config import Recipe, change
 from sag.data.proposals import Proposals, annotated, read_proposals
 from sag.masks import write_json
+from sag.model.sag import patch_grid
 from sag.presets import presets
 from sag.runs.report import report
 from sag.train import batches, build_model, check_recipe, fit, load_data
+from sag.train.objective import mirror_texts
 
 LEARNED = 'text + mask-trained regions'
 SMOKE = change(presets['smoke'], entities='proposals', groups=9, slots_per_group=1, val_split='', evaluate_every=0)
@@ -53,6 +55,21 @@ def test_gradients_reach_the_encoders_through_the_regions(recipe):
     assert out.relevance.sum(-1).sub(1).abs().max() < 1e-5 and out.slot_maps.shape == (8, 9, 16, 16)
     out.joint.sum().backward()
     assert all(p.grad.abs().sum() > 0 for n, p in model.named_parameters() if n == 'project.weight' or n.startswith('image.') and p.grad is not None)
+
+
+def test_a_mirror_image_has_mirrored_regions(recipe):
+    es = load_data(recipe, 'train')
+    model = build_model(change(recipe, slot_geometry=True), [e.sentence for e in es]).eval()
+    model.proposals = read_proposals(recipe.proposals)
+    b = next(iter(batches(recipe, model, es)))
+    with torch.no_grad():
+        out = model(None, b.input_ids, b.attention_mask, features=model.image(b.pixel_values).flatten(2).transpose(1, 2), regions=b.regions,
+                    mirror=mirror_texts(b, model))
+        h, w = patch_grid(out)
+        flipped = out.features.unflatten(1, (h, w)).flip(2).flatten(1, 2)
+        alone = model.encode_image(features=flipped, regions=b.regions.flip(-1))
+    assert torch.allclose(out.mirror.slots, torch.cat([out.slots, alone.slots]), atol=1e-5) and not torch.allclose(out.slots, alone.slots, atol=1e-2)
+    assert out.mirror.slot_maps.equal(torch.cat([out.slot_maps, alone.slot_maps]))
 
 
 def trip(training):
