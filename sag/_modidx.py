@@ -771,6 +771,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                            'sag.files.atomic': ('files.html#atomic', 'sag/files.py'),
                            'sag.files.atomic_files': ('files.html#atomic_files', 'sag/files.py'),
                            'sag.files.check_file': ('files.html#check_file', 'sag/files.py'),
+                           'sag.files.comma_separated': ('files.html#comma_separated', 'sag/files.py'),
                            'sag.files.extra': ('files.html#extra', 'sag/files.py'),
                            'sag.files.hold': ('files.html#hold', 'sag/files.py'),
                            'sag.files.looks_like': ('files.html#looks_like', 'sag/files.py'),

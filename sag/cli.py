@@ -29,7 +29,7 @@ from fastcore.docments import docments
 from fastcore.script import anno_parser
 
 from .config import Recipe, SaGConfig, allowed, at_inference, beyond_text, change, check_threshold, to_json
-from .files import Lenient, atomic, read_json
+from .files import Lenient, atomic, comma_separated, read_json
 from .presets import presets, recipe
 
 # %% ../nbs/82_cli.ipynb #2b26b952
@@ -256,7 +256,7 @@ def _recipe_options(parser: ArgumentParser) -> None:
 # %% ../nbs/82_cli.ipynb #08612039
 def _models(model: str) -> list[str]:  # absolute, where they are files or folders
     "The models that are named, with commas if several; FileNotFoundError for one that cannot be."
-    names, there = [model] if Path(model).exists() else model.split(','), lambda m: bool(m) and Path(m).exists()
+    names, there = comma_separated(model), lambda m: bool(m) and Path(m).exists()
     for m in names:
         if there(m) or m == 'small' or re.fullmatch(r'[\w.-]+/[\w.-]+', m): continue
         raise FileNotFoundError(f'{m or repr(m)} is neither a file or folder nor a hub id')

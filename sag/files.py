@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['allowed', 'ENVIRONMENT', 'looks_like', 'check_file', 'read_bytes', 'short', 'UnsafePickle', 'safe_unpickle',
            'read_json', 'atomic', 'atomic_files', 'remove_temporary', 'hold', 'on_signals', 'Lenient', 'project_root',
-           'shared', 'extra']
+           'shared', 'comma_separated', 'extra']
 
 # %% ../nbs/02_files.ipynb #a8b3aa95
 import contextlib
@@ -256,6 +256,18 @@ def shared(
     "A path in the shared folder `SAG_SHARED`, or None where it is absent."
     path = Path(os.environ.get('SAG_SHARED', project_root().parent/'shared')).joinpath(*parts)
     return path if path.exists() else None
+
+# %% ../nbs/02_files.ipynb #0b0653b9
+def comma_separated(
+    text: str,  # paths and other names, with commas between
+) -> list[str]:
+    "The names one by one; a path that exists is one name, whatever commas it has."
+    parts, found = text.split(','), list[str]()
+    while parts:
+        n = next((n for n in range(len(parts), 0, -1) if Path(','.join(parts[:n])).exists()), 1)
+        found.append(','.join(parts[:n]))
+        del parts[:n]
+    return found
 
 # %% ../nbs/02_files.ipynb #00135187
 ENVIRONMENT = {

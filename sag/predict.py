@@ -29,6 +29,7 @@ from .data.download import open_web as urlopen
 from .data.photos import MAX_PIXELS, read_photo, to_rgb, upright
 from .data.proposals import as_proposals, frame_of, photo_number, regions_of_photos
 from .distribute import autocast, full_precision, precision_here
+from .files import comma_separated
 from .masks import Segments
 from .model.refine import guided, one_part
 from .model.sag import SaG
@@ -251,7 +252,7 @@ def as_models(
     device: Any = None,     # for models that are loaded
 ) -> list[Any]:             # whose scores are averaged
     "Every model of an ensemble, or the only one; see `as_model`."
-    if isinstance(model, str) and ',' in model and not Path(model).exists(): model = model.split(',')
+    if isinstance(model, str): model = comma_separated(model)
     if isinstance(model, (list, tuple)) and not model: raise ValueError('no model given; name one, such as small')
     return [as_model(m, device) for m in (model if isinstance(model, (list, tuple)) else [model])]
 
