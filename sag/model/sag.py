@@ -243,6 +243,7 @@ class SaG(Pretrained):
         "Recompute the activations of both encoders and the decoder in the backward pass: less memory, the same gradients."
         for part in filter(None, (self.image, self.text, self.decoder)): part.set_grad_checkpointing(enable)
 
+# %% ../../nbs/36_model.sag.ipynb #79e509cc
 def _shattered(model: SaG, x: Tensor, noise: Tensor | None = None, maps: Tensor | None = None) -> SaGOutput: # (B, h, w, C)
     "Slots and their maps, of patches; clusters found before, or regions from outside, are `maps` (B, K, h, w)."
     h, w = x.shape[1:3]

@@ -463,6 +463,13 @@ def _proposals(recipe: Recipe, model: SaG, texts: Expressions | Pairs, *others: 
     if recipe.workers == 0 and len(texts.photo_files())*2*slots*side**2 < 2e9: found.kept = {}  # bytes
     return found
 
+# %% ../../nbs/52_train.ipynb #cd67276b
+def _recall(recipe: Recipe, model: SaG, data: Any) -> None:
+    "Keep what a frozen text encoder says of every sentence of the training."
+    other = [s for e in data.dataset.expressions if (s := exchanged(e.sentence))] if recipe.mirror_weight else []
+    ids = tokenize(other, model.tokenizer, text_limit(model), truncate=True)
+    model.text.pooled = Recall(model.text, [*data.dataset.ids, *ids])  # type: ignore[method-assign]
+
 def prepare(
     recipe: Recipe,  # what to train
     run: Run,  # where
@@ -487,10 +494,7 @@ def prepare(
         if recipe.cache_features: features = cache_features(model.image, model.config, texts + watched, recipe.feature_dir, precision=recipe.precision)
         data = batches(recipe, model, texts, features)
         recipe = save_memory(recipe, model, data)
-        if recipe.cache_features and recipe.freeze_text and machine.device.type == 'cpu':  # a GPU would wait for the look-up
-            other = [s for e in data.dataset.expressions if (s := exchanged(e.sentence))] if recipe.mirror_weight else []
-            ids = tokenize(other, model.tokenizer, text_limit(model), truncate=True)
-            model.text.pooled = Recall(model.text, [*data.dataset.ids, *ids])  # type: ignore[method-assign]
+        if recipe.cache_features and recipe.freeze_text and machine.device.type == 'cpu': _recall(recipe, model, data)  # a GPU would wait for the look-up
     total = recipe.steps or round(recipe.epochs*len(data)/recipe.accumulate)
     if not total: raise ValueError(f'epochs={recipe.epochs} of {len(data)} batches make no step')
     training = Training(recipe, model, total, run, machine, own['losses'] or (student_losses if recipe.student else losses))
